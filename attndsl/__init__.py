@@ -1,0 +1,1 @@
+"""attndsl: a compiler for attention."""

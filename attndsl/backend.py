@@ -1,0 +1,65 @@
+"""The Protocol that a code generator meets, and the loader that finds one by name.
+
+A generator turns a KernelPlan into the text of a Python module that runs by itself (it imports
+torch, and triton where that is the target, and nothing of attndsl). Every generated module has:
+
+    run_forward(query, key, value, scale, q_offset, k_offset, k_len, tensors, scalars)
+        -> (out, raw, stat)
+    run_backward(grad_out, grad_lse, query, key, value, raw, stat,
+                 scale, q_offset, k_offset, k_len, tensors, scalars)
+        -> (grad_query, grad_key, grad_value, *grads of plan.request.grads)
+
+query [B, H, Nq, D], key [B, Hk, Nk, D], value [B, Hk, Nk, Dv]: any strides, one dtype, one device.
+scale: float. q_offset, k_offset: int, or an int tensor [B] where plan.request.per_batch names it.
+k_len: None or an int tensor [B] (likewise); it is clipped to 0 .. Nk. tensors, scalars: tuples in the
+program's order; shapes and dtype kinds are already checked.
+
+out   [B, H, Nq, Dv] in query's dtype.
+raw   `out` before the epilogue, in query's dtype, where the program has an `output`; else an empty
+      tensor [0] (the caller then passes `out` itself to run_backward).
+stat  [B, H, Nq] in the accumulator's dtype: the natural logarithm of the softmax denominator (-inf
+      for an empty row), or the sum of `normalize` (0 for an empty row); [0] for elementwise weights.
+grad_lse is None or [B, H, Nq]. Gradients come in the dtype and shape of what they belong to.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from attndsl.plan.kernel_plan import KernelPlan
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """How to compile one kernel of a generated module without launching it.
+
+    signature   argument -> Triton type ("*bf16", "i32", "fp32", "constexpr")
+    constants   constexpr argument -> value
+    attributes  argument -> divisibility (16) that a launch promises
+    """
+
+    name: str
+    signature: dict[str, str]
+    constants: dict[str, int | float | bool]
+    attributes: dict[str, int]
+    num_warps: int
+    num_stages: int
+
+
+class Generator(Protocol):
+    """A code generator. It decides nothing: the same plan gives the same bytes."""
+
+    def emit(self, plan: KernelPlan) -> str:
+        """The text of the module."""
+        ...
+
+    def kernels(self, plan: KernelPlan) -> tuple[KernelSpec, ...]:
+        """The module's device kernels, in the order in which they run; none for torch."""
+        ...
+
+
+def load(package: str, name: str) -> Generator:
+    """The generator `name` ("triton", "torch") of a package such as "attndsl.codegen"."""
+    return cast(Generator, importlib.import_module(f"{package}.{name}"))

@@ -1,0 +1,1 @@
+"""The IR: op table, interned nodes, whole programs, their text form and verifier."""

@@ -1,0 +1,142 @@
+"""The op table: every operation of the IR, declared once.
+
+A signature is the kinds of the arguments and of the result: `ii->i` with b(ool), i(nt), f(loat).
+A spelling is a template in Python's syntax with its precedence; generators fill it. Names that
+start with `attn_` are helper functions that a generator writes into its output when used.
+Derivatives stand in `transform/differentiate.py`, interval transfers in `analysis/intervals.py`;
+a test fails for an op that one of them lacks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["bool", "int", "float"]
+KIND_OF_LETTER: dict[str, Kind] = {"b": "bool", "i": "int", "f": "float"}
+
+# Python's precedences, lowest first; an argument is put in brackets below the slot's precedence.
+TEST, COMPARE, BIT_OR, BIT_AND, SUM, PRODUCT, UNARY, ATOM = 0, 4, 5, 7, 9, 10, 11, 15
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """`template` has `{0}`, `{1}` for arguments; `precedence` is that of the whole text.
+
+    An argument is bracketed when its precedence is lower than `slots` (one per argument), so that
+    `a - (b - c)` keeps its brackets and `a - b - c` gets none.
+    """
+
+    template: str
+    precedence: int
+    slots: tuple[int, ...]
+
+
+def infix(symbol: str, precedence: int) -> Spelling:
+    return Spelling(f"{{0}} {symbol} {{1}}", precedence, (precedence, precedence + 1))
+
+
+def compare(symbol: str) -> Spelling:
+    return Spelling(f"{{0}} {symbol} {{1}}", COMPARE, (COMPARE + 1, COMPARE + 1))
+
+
+def call(function: str, arity: int = 1) -> Spelling:
+    slots = ", ".join(f"{{{i}}}" for i in range(arity))
+    return Spelling(f"{function}({slots})", ATOM, (TEST,) * arity)
+
+
+def method(suffix: str) -> Spelling:
+    return Spelling(f"{{0}}.{suffix}", ATOM, (ATOM,))
+
+
+def prefix(symbol: str) -> Spelling:
+    return Spelling(f"{symbol}{{0}}", UNARY, (UNARY,))
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation. Leaves (`signatures` empty) take their kind and meaning from the node."""
+
+    name: str
+    signatures: tuple[str, ...]
+    torch: Spelling | None
+    triton: Spelling | None
+
+    @property
+    def arity(self) -> int:
+        return self.signatures[0].index("-") if self.signatures else 0
+
+    @property
+    def is_leaf(self) -> bool:
+        return not self.signatures
+
+
+def op(name: str, signatures: str, torch: Spelling, triton: Spelling | None = None) -> Op:
+    return Op(name, tuple(signatures.split()), torch, triton or torch)
+
+
+# attr: const: the value; index: "b" "h" "q" "k" "d"; size: "B" "H" "Hk" "G" "Nq" "Nk" "D" or a
+# dimension that a tensor binds; scalar: a parameter; lookup: a tensor (args: one int per
+# dimension); dot: a tensor whose last dimension is D (args: the other indices); bound: an end of a
+# tile, made by the analysis; chosen: a select (args none).
+LEAVES: tuple[str, ...] = (
+    "const",
+    "index",
+    "size",
+    "scalar",
+    "score",
+    "out",
+    "lookup",
+    "dot",
+    "bound",
+    "chosen",
+)
+
+OPS: dict[str, Op] = {
+    entry.name: entry
+    for entry in (
+        *(Op(name, (), None, None) for name in LEAVES),
+        op("add", "ii->i ff->f", infix("+", SUM)),
+        op("sub", "ii->i ff->f", infix("-", SUM)),
+        op("mul", "ii->i ff->f", infix("*", PRODUCT)),
+        op("div", "ff->f", infix("/", PRODUCT)),
+        # x // 0 and x % 0 are 0: the language is total.
+        op("floordiv", "ii->i", call("attn_floordiv", 2)),
+        op("floormod", "ii->i", call("attn_floormod", 2)),
+        # The float forms are Python's too: floor(x / y) and x - y * floor(x / y).
+        op("floordiv_float", "ff->f", call("attn_floordiv_float", 2)),
+        op("floormod_float", "ff->f", call("attn_floormod_float", 2)),
+        op("pow", "ff->f", call("torch.pow", 2), call("attn_pow", 2)),
+        op("neg", "i->i f->f", prefix("-")),
+        op("abs", "i->i f->f", call("torch.abs"), call("tl.abs")),
+        op("min", "ii->i ff->f", call("torch.minimum", 2), call("tl.minimum", 2)),
+        op("max", "ii->i ff->f", call("torch.maximum", 2), call("tl.maximum", 2)),
+        op("lt", "ii->b ff->b", compare("<")),
+        op("le", "ii->b ff->b", compare("<=")),
+        op("eq", "ii->b ff->b bb->b", compare("==")),
+        op("ne", "ii->b ff->b bb->b", compare("!=")),
+        op("and", "bb->b", infix("&", BIT_AND)),
+        op("or", "bb->b", infix("|", BIT_OR)),
+        op("not", "b->b", prefix("~"), call("attn_not")),
+        op("where", "bii->i bff->f bbb->b", call("torch.where", 3), call("tl.where", 3)),
+        op("exp", "f->f", call("torch.exp"), call("tl.exp")),
+        op("exp2", "f->f", call("torch.exp2"), call("tl.exp2")),
+        op("log", "f->f", call("torch.log"), call("tl.log")),
+        op("log2", "f->f", call("torch.log2"), call("tl.log2")),
+        op("sqrt", "f->f", call("torch.sqrt"), call("tl.sqrt")),
+        op("rsqrt", "f->f", call("torch.rsqrt"), call("tl.rsqrt")),
+        op("sin", "f->f", call("torch.sin"), call("tl.sin")),
+        op("cos", "f->f", call("torch.cos"), call("tl.cos")),
+        op("tanh", "f->f", call("torch.tanh"), call("attn_tanh")),
+        op("erf", "f->f", call("torch.erf"), call("tl.erf")),
+        op("sigmoid", "f->f", call("torch.sigmoid"), call("tl.sigmoid")),
+        op("relu", "f->f", call("torch.relu"), call("attn_relu")),
+        op("softplus", "f->f", call("torch.nn.functional.softplus"), call("attn_softplus")),
+        op("floor", "f->i", call("attn_floor")),
+        op("ceil", "f->i", call("attn_ceil")),
+        op("round", "f->i", call("attn_round")),  # halves to the even neighbour, as in Python
+        op("trunc", "f->i", call("attn_trunc")),
+        op("to_float", "i->f", call("attn_to_float")),
+        op("bool_to_int", "b->i", call("attn_bool_to_int")),
+    )
+}

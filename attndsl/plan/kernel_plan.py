@@ -1,0 +1,150 @@
+"""KernelPlan: everything that a code generator needs to know, decided before it writes a line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from attndsl.ir.nodes import Node
+from attndsl.ir.program import Program
+
+Level = Literal["program", "row", "column", "pair"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call asks for besides the program: with it, it selects one generated module.
+
+    A length, a parameter's value or a tensor's content is no part of it.
+
+    backend        "triton" or "torch"
+    target         "cpu", "interpreter", "sm_90", "gfx942", ...
+    dtype          "float16", "bfloat16", "float32" or "float64": query, key and value
+    head_dim       D; value_dim  Dv
+    grads          names of the tensors that receive gradients, in program order
+    per_batch      those of "q_offset", "k_offset", "k_len" that are int[B] tensors
+    tensor_dtypes  dtype names of the program's tensors, in program order
+    unit_stride    whether the last dimension of query, key and value is contiguous
+    aligned        whether their other strides and addresses are multiples of 16 bytes
+    """
+
+    backend: str = "torch"
+    target: str = "cpu"
+    dtype: str = "float32"
+    head_dim: int = 64
+    value_dim: int = 64
+    grads: tuple[str, ...] = ()
+    per_batch: tuple[str, ...] = ()
+    tensor_dtypes: tuple[str, ...] = ()
+    unit_stride: bool = True
+    aligned: bool = True
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of one kernel: rows and columns of a tile, warps, pipeline stages."""
+
+    block_m: int
+    block_n: int
+    num_warps: int = 4
+    num_stages: int = 2
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of a head dimension: `start`, `width` (a power of two, at least 16) and how many of
+    its `width` columns are really there (`valid` < `width` only in the last chunk)."""
+
+    start: int
+    width: int
+    valid: int
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """An input of an expression that receives a gradient.
+
+    node     a `lookup` of a float tensor, or a `dot`
+    partial  derivative of the expression by it
+    level    "row" if its index does not vary with k, "column" if not with q, else "pair"
+    """
+
+    node: Node
+    partial: Node
+    level: Level
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Positions along one axis, given a tile of the other axis: int nodes over `bound("lo")` and
+    `bound("hi")` (first and last position of the tile, both inclusive), b, h, sizes and scalars.
+
+    Outside [lo, hi) no pair of the tile takes part; inside [full_lo, full_hi) every pair does.
+    Any of them may be empty (lo >= hi) or reach beyond the axis: users clip.
+    """
+
+    lo: Node
+    hi: Node
+    full_lo: Node
+    full_hi: Node
+
+
+@dataclass(frozen=True)
+class TileFacts:
+    """Bool nodes over `bound("q_lo")`, `bound("q_hi")`, `bound("k_lo")`, `bound("k_hi")` (inclusive
+    positions), b, h, sizes and scalars: may some pair of the tile take part; do all."""
+
+    possible: Node
+    certain: Node
+
+
+@dataclass(frozen=True)
+class KernelPlan:
+    """The decisions for one (program, request).
+
+    value          per pair, in terms of the raw `score`: the finished logit where the weights are
+                   softmax, else the weight itself
+    logit          the finished logit; differs from `value` only where weights are not softmax. A
+                   logit of -inf masks its pair
+    may_be_masked_by_score   whether `logit` can be -inf for a finite raw score
+    raw_partial    derivative of `value` by the raw score
+    leaves         every dot of `value`, and the lookups of tensors in `request.grads`
+    sink_partials, output_partials   the same for the sink and for `output`
+    output_by_out  derivative of `output` by `out`; None where there is no `output`
+    keys, queries  segments of keys for a tile of queries; of queries for a tile of keys
+    tile           tri-state facts of a rectangle
+    mask_varies    the indices of "b", "h", "q", "k" that the mask depends on
+    """
+
+    program: Program
+    request: Request
+    value: Node
+    logit: Node
+    may_be_masked_by_score: bool
+    raw_partial: Node
+    leaves: tuple[Leaf, ...]
+    sink_partials: tuple[Leaf, ...]
+    output_partials: tuple[Leaf, ...]
+    output_by_out: Node | None
+    keys: tuple[Segment, ...]
+    queries: tuple[Segment, ...]
+    tile: TileFacts
+    query_chunks: tuple[Chunk, ...]
+    value_chunks: tuple[Chunk, ...]
+    forward: Config
+    backward_dq: Config
+    backward_dkv: Config
+
+    @property
+    def mask_varies(self) -> frozenset[str]:
+        return self.program.mask.varies
+
+    @property
+    def form(self) -> str:
+        """ "softmax", "normalize" or "elementwise"."""
+        return self.program.weights.form
+
+    @property
+    def accumulator(self) -> str:
+        """The dtype of scores and sums."""
+        return "float64" if self.request.dtype == "float64" else "float32"

@@ -1,0 +1,81 @@
+"""Program and request -> KernelPlan: every decision that a generator would otherwise make."""
+
+from __future__ import annotations
+
+from attndsl.analysis.ranges import solve_keys, solve_queries
+from attndsl.analysis.tiles import classify
+from attndsl.ir.nodes import OUT, SCORE, Node, find, substitute, topological
+from attndsl.ir.program import Program
+from attndsl.plan.configs import chunks, configs
+from attndsl.plan.kernel_plan import KernelPlan, Leaf, Level, Request
+from attndsl.transform.differentiate import differentiate
+from attndsl.transform.simplify import simplified
+
+
+def plan(program: Program, request: Request) -> KernelPlan:
+    """The plan of a simplified program for a request."""
+    logit = program.score
+    weight = program.weights.value
+    value = logit if weight is None else simplified(substitute(weight, {SCORE: logit}))
+    forward, backward_dq, backward_dkv = configs(request)
+    output = program.output
+    sink = program.weights.sink
+    return KernelPlan(
+        program=program,
+        request=request,
+        value=value,
+        logit=logit,
+        may_be_masked_by_score=may_be_minus_infinity(logit),
+        raw_partial=differentiate(value, SCORE),
+        leaves=leaves_of(value, request.grads),
+        sink_partials=leaves_of(sink, request.grads) if sink else (),
+        output_partials=leaves_of(output, request.grads) if output else (),
+        output_by_out=differentiate(output, OUT) if output else None,
+        keys=solve_keys(program.mask),
+        queries=solve_queries(program.mask),
+        tile=classify(program.mask),
+        query_chunks=chunks(request.head_dim),
+        value_chunks=chunks(request.value_dim),
+        forward=forward,
+        backward_dq=backward_dq,
+        backward_dkv=backward_dkv,
+    )
+
+
+def leaves_of(value: Node, grads: tuple[str, ...]) -> tuple[Leaf, ...]:
+    """The dots of an expression and its lookups of tensors in `grads`, with their derivatives."""
+    wanted = [n for n in find(value, "dot", "lookup") if n.op == "dot" or n.name in grads]
+    return tuple(Leaf(node, differentiate(value, node), level_of(node)) for node in wanted)
+
+
+def level_of(node: Node) -> Level:
+    """Where the index of a lookup or dot lives."""
+    varies = frozenset[str]().union(*(arg.varies for arg in node.args))
+    if "k" not in varies:
+        return "row"
+    return "column" if "q" not in varies else "pair"
+
+
+# Ops that give a finite result for finite arguments (rounding aside: a float32 overflow is a
+# property of the data, not of the program).
+FINITE = frozenset(
+    "const index size score to_float bool_to_int add sub mul neg abs min max where "
+    "sin cos tanh erf sigmoid relu softplus floor ceil round trunc floordiv floormod".split()
+)
+
+
+def may_be_minus_infinity(logit: Node) -> bool:
+    """Whether a finished logit can be -inf though the raw score is finite.
+
+    Unknown counts as yes: a float table or scalar may hold -inf, a logarithm may see 0.
+    """
+    if logit is SCORE:
+        return False
+    for node in topological(logit):
+        if node.kind != "float":
+            continue
+        if node.op not in FINITE:
+            return True
+        if node.op == "const" and node.value in (float("inf"), float("-inf")):
+            return True
+    return False

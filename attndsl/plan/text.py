@@ -1,0 +1,94 @@
+"""The text form of a plan, for `attndsl emit --stage plan` and the header of a generated file."""
+
+from __future__ import annotations
+
+from attndsl.ir.nodes import Node, topological
+from attndsl.ir.text import describe
+from attndsl.plan.kernel_plan import Chunk, Config, KernelPlan, Leaf, Segment
+
+
+def dump(plan: KernelPlan) -> str:
+    """The plan as text: the request, the nodes, then one line for each decision."""
+    request = plan.request
+    numbers: dict[Node, str] = {}
+    rows = [
+        "attndsl-plan 1",
+        f"program {plan.program.name}",
+        f"request backend={request.backend} target={request.target} dtype={request.dtype} "
+        f"D={request.head_dim} Dv={request.value_dim} grads={','.join(request.grads) or '-'} "
+        f"per_batch={','.join(request.per_batch) or '-'}",
+    ]
+    for node in topological(*roots(plan)):
+        numbers[node] = f"%{len(numbers)}"
+        rows.append(f"{numbers[node]} = {describe(node, numbers)}")
+    rows += [
+        f"weights {plan.form}",
+        f"mask {numbers[plan.program.mask]} varies={words(plan.mask_varies)}",
+        f"value {numbers[plan.value]} by score {numbers[plan.raw_partial]}",
+        f"logit {numbers[plan.logit]} may_be_masked={plan.may_be_masked_by_score}",
+    ]
+    for what, leaves in named_leaves(plan):
+        rows += [
+            f"{what} {numbers[leaf.node]} partial {numbers[leaf.partial]} level {leaf.level}"
+            for leaf in leaves
+        ]
+    if plan.output_by_out is not None:
+        rows.append(f"output_by_out {numbers[plan.output_by_out]}")
+    for what, segments in (("keys", plan.keys), ("queries", plan.queries)):
+        rows += [
+            f"{what} [{numbers[s.lo]}, {numbers[s.hi]}) full [{numbers[s.full_lo]}, "
+            f"{numbers[s.full_hi]})"
+            for s in segments
+        ]
+    rows.append(f"tile possible {numbers[plan.tile.possible]} certain {numbers[plan.tile.certain]}")
+    rows.append(f"query chunks {chunk_text(plan.query_chunks)}")
+    rows.append(f"value chunks {chunk_text(plan.value_chunks)}")
+    rows += [
+        f"{what} {config_text(config)}"
+        for what, config in (
+            ("forward", plan.forward),
+            ("backward_dq", plan.backward_dq),
+            ("backward_dkv", plan.backward_dkv),
+        )
+    ]
+    return "\n".join([*rows, ""])
+
+
+def roots(plan: KernelPlan) -> list[Node]:
+    """Every node that the plan names, in a fixed order."""
+    found = [plan.program.mask, plan.value, plan.raw_partial, plan.logit]
+    for _, leaves in named_leaves(plan):
+        for leaf in leaves:
+            found += [leaf.node, leaf.partial]
+    if plan.output_by_out is not None:
+        found.append(plan.output_by_out)
+    for segment in (*plan.keys, *plan.queries):
+        found += ends(segment)
+    return [*found, plan.tile.possible, plan.tile.certain]
+
+
+def ends(segment: Segment) -> list[Node]:
+    return [segment.lo, segment.hi, segment.full_lo, segment.full_hi]
+
+
+def named_leaves(plan: KernelPlan) -> tuple[tuple[str, tuple[Leaf, ...]], ...]:
+    return (
+        ("leaf", plan.leaves),
+        ("sink leaf", plan.sink_partials),
+        ("output leaf", plan.output_partials),
+    )
+
+
+def words(names: frozenset[str]) -> str:
+    return ",".join(sorted(names)) or "-"
+
+
+def chunk_text(chunks: tuple[Chunk, ...]) -> str:
+    return " ".join(f"{c.start}+{c.width}({c.valid})" for c in chunks)
+
+
+def config_text(config: Config) -> str:
+    return (
+        f"tile {config.block_m}x{config.block_n} warps {config.num_warps} "
+        f"stages {config.num_stages}"
+    )

@@ -1,0 +1,1 @@
+"""IR -> IR: simplify and differentiate."""
