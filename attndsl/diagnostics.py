@@ -81,6 +81,7 @@ class Diagnostic:
         text = self.span.source.line(line)
         shown_from = max(0, column - 61) if len(text) > 120 else 0
         shown = text[shown_from : shown_from + 120].replace("\t", " ")
+        shown = "".join(char if char.isprintable() else "\ufffd" for char in shown)
         carets = "^" * min(self.length, max(1, len(shown) - (column - 1 - shown_from)))
         gutter = " " * len(str(line))
         label = f" {self.label}" if self.label else ""

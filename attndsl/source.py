@@ -38,7 +38,7 @@ class Source:
         """The text of a line, counted from 1, without its end."""
         start = self.line_starts[number - 1]
         end = self.line_starts[number] - 1 if number < len(self.line_starts) else len(self.text)
-        return self.text[start:end]
+        return self.text[start:end].removesuffix("\r")
 
 
 @dataclass(frozen=True)

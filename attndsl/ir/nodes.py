@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterator
-from functools import cached_property
 
 from attndsl.ir.ops import KIND_OF_LETTER, OPS, Kind
 
@@ -20,12 +19,14 @@ class Node:
     args    argument nodes
     attr    what a leaf names: the constant, index, size, parameter or tensor
     kind    "bool", "int" or "float"
+    varies  the indices that the value depends on: of "b", "h", "q", "k", "d", "score", "out"
     """
 
     op: str
     args: tuple[Node, ...]
     attr: Attribute
     kind: Kind
+    varies: frozenset[str]
 
     def __init__(
         self, op: str, args: tuple[Node, ...], attr: Attribute, kind: Kind, token: object
@@ -33,20 +34,7 @@ class Node:
         if token is not _TOKEN:
             raise TypeError("nodes are built by attndsl.ir.nodes.make")
         self.op, self.args, self.attr, self.kind = op, args, attr, kind
-
-    @cached_property
-    def varies(self) -> frozenset[str]:
-        """The indices that the value depends on: of "b", "h", "q", "k", "d", "score", "out"."""
-        if self.op == "index":
-            return frozenset((str(self.attr),))
-        if self.op in ("score", "out"):
-            return frozenset((self.op,))
-        found = NOTHING.union(*(arg.varies for arg in self.args))
-        if self.op == "dot":  # the query itself differs by batch, head and row
-            found |= {"b", "h", "q"}
-        if self.op == "chosen":
-            found |= {"b", "h", "q", "k"}
-        return found
+        self.varies = indices_of(op, args, attr)
 
     @property
     def value(self) -> bool | int | float:
@@ -72,6 +60,19 @@ class Node:
     def __repr__(self) -> str:
         inside = [] if self.attr is None else [repr(self.attr)]
         return f"{self.op}({', '.join(inside + [repr(arg) for arg in self.args])})"
+
+
+def indices_of(op: str, args: tuple[Node, ...], attr: Attribute) -> frozenset[str]:
+    if op == "index":
+        return frozenset((str(attr),))
+    if op in ("score", "out"):
+        return frozenset((op,))
+    found = NOTHING.union(*(arg.varies for arg in args))
+    if op == "dot":  # the query itself differs by batch, head and row
+        found |= {"b", "h", "q"}
+    if op == "chosen":
+        found |= {"b", "h", "q", "k"}
+    return found
 
 
 _TOKEN = object()

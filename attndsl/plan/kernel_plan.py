@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from attndsl.analysis.facts import Segment as Segment
+from attndsl.analysis.facts import TileFacts as TileFacts
 from attndsl.ir.nodes import Node
 from attndsl.ir.program import Program
 
@@ -72,30 +74,6 @@ class Leaf:
     node: Node
     partial: Node
     level: Level
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Positions along one axis, given a tile of the other axis: int nodes over `bound("lo")` and
-    `bound("hi")` (first and last position of the tile, both inclusive), b, h, sizes and scalars.
-
-    Outside [lo, hi) no pair of the tile takes part; inside [full_lo, full_hi) every pair does.
-    Any of them may be empty (lo >= hi) or reach beyond the axis: users clip.
-    """
-
-    lo: Node
-    hi: Node
-    full_lo: Node
-    full_hi: Node
-
-
-@dataclass(frozen=True)
-class TileFacts:
-    """Bool nodes over `bound("q_lo")`, `bound("q_hi")`, `bound("k_lo")`, `bound("k_hi")` (inclusive
-    positions), b, h, sizes and scalars: may some pair of the tile take part; do all."""
-
-    possible: Node
-    certain: Node
 
 
 @dataclass(frozen=True)

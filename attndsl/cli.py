@@ -1,0 +1,407 @@
+"""The `attndsl` command: reads its arguments, calls what does the work, prints what comes back."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attndsl.diagnostics import ArgumentError, Diagnostic, ProgramError
+
+if TYPE_CHECKING:
+    from attndsl.report.arguments import Sizes
+    from attndsl.runtime.attention import Attention
+
+HELP = """\
+attndsl: a compiler for attention
+
+  attndsl check FILE...     is the program right? says what is wrong, where, and what to write
+  attndsl fmt FILE...       lay it out
+  attndsl run FILE          run it on random tensors and compare with what it means
+  attndsl explain FILE      what will run for given sizes, and why
+  attndsl show FILE         draw its mask and what is skipped
+  attndsl emit FILE         print any stage, from its tree to SASS and resources
+  attndsl bench [SUITE]     measure it against its peers
+
+  attndsl COMMAND --help    the options of a command
+  attndsl --version
+
+Start with  attndsl run examples/causal.attn
+"""
+
+FINE, WRONG, USAGE, BUG = 0, 1, 2, 3
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
+STAGES = ("tree", "ir", "plan", "kernel", "ttir", "ttgir", "ptx", "amdgcn", "sass", "resources")
+Value = bool | int | float
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status.
+
+    0: fine; 1: a wrong program, argument or result; 2: wrong usage; 3: a fault of attndsl itself.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return FINE if words else USAGE
+    try:
+        options = _parser().parse_args(words)
+    except SystemExit as stop:  # argparse has printed what is wrong, or the help asked for
+        return int(stop.code or 0)
+    try:
+        command: Callable[[argparse.Namespace], int] = options.command
+        status = command(options)
+        sys.stdout.flush()
+        return status
+    except ProgramError as error:
+        print(str(error).strip(), file=sys.stderr)
+        return WRONG
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return WRONG
+    except (ArgumentError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG
+    except KeyboardInterrupt:
+        return 130
+
+
+# -- options --------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="attndsl", usage="attndsl COMMAND ...", add_help=False)
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], about: str, *, file: bool = True):  # type: ignore[no-untyped-def]
+        command = commands.add_parser(name, description=about, allow_abbrev=False)
+        command.set_defaults(command=run)
+        if file:
+            command.add_argument("file", metavar="FILE", help="an .attn file; - reads stdin")
+            command.add_argument("--name", help="which attention of the file, where it has several")
+            _const_option(command)
+        return command
+
+    _check_options(add("check", _check, "Says what is wrong with programs.", file=False))
+    _fmt_options(add("fmt", _fmt, "Lays programs out, in place; keeps comments.", file=False))
+    _emit_options(add("emit", _emit, "Prints a stage of the compilation; needs no GPU."))
+    about = "Runs a program on random tensors and compares with the reference in float64."
+    _run_options(add("run", _run, about))
+    _explain_options(add("explain", _explain, "Says what will run for given sizes, and why."))
+    _show_options(add("show", _show, "Draws the mask and its tiles."))
+    _bench_options(add("bench", _bench, "Measures attndsl against its peers.", file=False))
+    return parser
+
+
+def _const_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--const",
+        metavar="NAME=VALUE",
+        type=_assignment,
+        action="append",
+        default=[],
+        help="the value of a const parameter; may be repeated",
+    )
+
+
+def _assignment(text: str) -> tuple[str, Value]:
+    """`window=128`, `causal=true`, `cap=inf`."""
+    name, equals, value = text.partition("=")
+    if not (equals and name.isidentifier()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    if value.lower() in ("true", "false"):
+        return name, value.lower() == "true"
+    for read in (int, float):
+        try:
+            return name, read(value)
+        except ValueError:
+            continue
+    raise argparse.ArgumentTypeError(f"{value!r} is no number, true or false")
+
+
+def _count(text: str) -> int:
+    """A size: at least 0, `4k` is 4096."""
+    factor = {"k": 1024, "m": 1024 * 1024}.get(text[-1:].lower(), 1)
+    try:
+        value = int(text if factor == 1 else text[:-1]) * factor
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size")
+    return value
+
+
+def _size_options(parser: argparse.ArgumentParser, length: int) -> None:
+    sizes = parser.add_argument_group("sizes")
+    sizes.add_argument("--batch", type=_count, default=1, metavar="N")
+    sizes.add_argument("--heads", type=_count, default=2, metavar="N", help="query heads")
+    sizes.add_argument("--kv-heads", type=_count, metavar="N", help="key heads; those of queries")
+    sizes.add_argument("--nq", type=_count, metavar="N", help=f"queries; {length}, or nk")
+    sizes.add_argument("--nk", type=_count, metavar="N", help="keys; as many as queries")
+    sizes.add_argument("--head-dim", type=_count, default=64, metavar="N")
+    sizes.add_argument("--value-dim", type=_count, metavar="N", help="that of queries and keys")
+    sizes.add_argument("--q-offset", type=int, default=0, metavar="N")
+    sizes.add_argument("--k-offset", type=int, default=0, metavar="N")
+    sizes.set_defaults(length=length)
+    parser.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        type=_assignment,
+        action="append",
+        default=[],
+        help="a run-time parameter, or the size of a tensor's own dimension; may be repeated",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random tensors")
+
+
+def _check_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help="an .attn file; - reads stdin")
+    parser.add_argument("--format", choices=("full", "short", "json"), default="full")
+    _const_option(parser)
+
+
+def _fmt_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help="an .attn file; - reads stdin")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if it would")
+    parser.add_argument("--diff", action="store_true", help="print what would change, likewise")
+
+
+def _emit_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--stage", choices=STAGES, default="kernel", help="kernel unless given")
+    parser.add_argument("--target", choices=("sm_80", "sm_90", "sm_100", "gfx942"), default="sm_90")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
+    parser.add_argument("--head-dim", type=_count, default=128, metavar="N")
+    parser.add_argument("--value-dim", type=_count, metavar="N")
+    parser.add_argument("--kernel", metavar="NAME", help="only this one: forward, backward_dq, ...")
+    parser.add_argument("--backend", choices=("triton", "torch"), default="triton")
+    parser.add_argument("--json", action="store_true")
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    _size_options(parser, 1024)
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
+    parser.add_argument("--device", help="cuda where there is one, else cpu")
+    parser.add_argument("--backend", choices=("auto", "triton", "torch"), default="auto")
+    parser.add_argument("--json", action="store_true")
+
+
+def _explain_options(parser: argparse.ArgumentParser) -> None:
+    _size_options(parser, 4096)
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
+    targets = ("sm_80", "sm_90", "sm_100", "gfx942", "cpu")
+    parser.add_argument("--target", choices=targets, help="the GPU here, or sm_90, unless given")
+
+
+def _show_options(parser: argparse.ArgumentParser) -> None:
+    _size_options(parser, 64)
+    parser.add_argument("--block", type=_count, metavar="N", help="rows and columns of a tile")
+    parser.add_argument("--plain", action="store_true", help="ASCII only")
+
+
+def _bench_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("suite", nargs="?", choices=("cpu", "startup"), help="all unless given")
+    parser.add_argument("--json", action="store_true")
+
+
+# -- commands -------------------------------------------------------------------------------
+
+
+def _check(options: argparse.Namespace) -> int:
+    from attndsl.report.files import check_file
+
+    found: list[Diagnostic] = []
+    for file in options.files:
+        found += check_file(file, dict(options.const))
+    if options.format == "json":
+        print(json.dumps([_as_json(d) for d in found], indent=2))
+    elif options.format == "short":
+        print("".join(f"{d.short()}\n" for d in found), end="")
+    elif found:
+        print("\n\n".join(d.render() for d in found))
+    errors = sum(d.severity == "error" for d in found)
+    if options.format == "full":
+        what = "1 file" if len(options.files) == 1 else f"{len(options.files)} files"
+        counts = f"{_plural(errors, 'error')}, {_plural(len(found) - errors, 'warning')}"
+        print(f"{what}: {counts if found else 'fine'}", file=sys.stderr)
+    return WRONG if errors else FINE
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _as_json(diagnostic: Diagnostic) -> dict[str, object]:
+    names = ("file", "line", "column", "length", "severity", "code", "message", "label", "hint")
+    record: dict[str, object] = {name: getattr(diagnostic, name) for name in names}
+    return {**record, "notes": list(diagnostic.notes)}
+
+
+def _fmt(options: argparse.Namespace) -> int:
+    from attndsl.report.files import read
+    from attndsl.syntax.formatter import format_text
+
+    status = FINE
+    only_look = options.check or options.diff
+    for file in options.files:
+        try:
+            source = read(file)
+            formatted = format_text(source)
+        except ProgramError as error:
+            print(str(error).strip(), file=sys.stderr)
+            status = WRONG
+            continue
+        changed = formatted != source.text
+        if options.diff:
+            before, after = (t.splitlines(keepends=True) for t in (source.text, formatted))
+            sys.stdout.writelines(difflib.unified_diff(before, after, f"a/{file}", f"b/{file}"))
+        if changed and only_look:
+            print(f"would lay out {file}", file=sys.stderr)
+            status = WRONG
+        elif file == "-" and not only_look:
+            sys.stdout.write(formatted)
+        elif changed:
+            _replace(Path(file), formatted)
+            print(f"laid out {file}", file=sys.stderr)
+    return status
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file whole or not at all; its mode, and where a link leads, stay."""
+    path = path.resolve()
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_bytes(text.encode())
+        beside.chmod(path.stat().st_mode)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _emit(options: argparse.Namespace) -> int:
+    from attndsl.report.compile import KernelError
+    from attndsl.report.emit import Wish, emit
+
+    wish = Wish(
+        stage=options.stage,
+        backend=options.backend,
+        target=options.target,
+        dtype=DTYPES[options.dtype],
+        head_dim=options.head_dim,
+        value_dim=options.head_dim if options.value_dim is None else options.value_dim,
+        kernel=options.kernel,
+    )
+    try:
+        emitted = emit(options.file, options.name, dict(options.const), wish)
+    except KernelError as error:
+        print(
+            f"internal error: {error}\nThis is no fault of the program, but of attndsl or Triton.",
+            file=sys.stderr,
+        )
+        return BUG
+    print(json.dumps(emitted.record, indent=2) if options.json else emitted.text.rstrip("\n"))
+    return FINE
+
+
+def _load(options: argparse.Namespace, backend: str = "auto") -> Attention:
+    from attndsl.report.files import load
+
+    return load(options.file, options.name, dict(options.const), backend)
+
+
+def _sizes(options: argparse.Namespace) -> Sizes:
+    from attndsl.report.arguments import Sizes
+
+    def first(*values: int | None) -> int:
+        return next(value for value in values if value is not None)
+
+    return Sizes(
+        batch=options.batch,
+        heads=options.heads,
+        kv_heads=first(options.kv_heads, options.heads),
+        nq=first(options.nq, options.nk, options.length),
+        nk=first(options.nk, options.nq, options.length),
+        head_dim=options.head_dim,
+        value_dim=first(options.value_dim, options.head_dim),
+        q_offset=options.q_offset,
+        k_offset=options.k_offset,
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    from attndsl.report.trial import run
+
+    outcome = run(
+        _load(options, options.backend),
+        _sizes(options),
+        dict(options.set),
+        dtype=DTYPES[options.dtype],
+        device=options.device,
+        seed=options.seed,
+    )
+    print(json.dumps(outcome.record, indent=2) if options.json else outcome.text)
+    return FINE if outcome.passed else WRONG
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from attndsl.report.arguments import random_parameters
+    from attndsl.report.explain import describe
+    from attndsl.report.requests import request_for, target_here
+    from attndsl.runtime import views
+    from attndsl.runtime.arguments import slots_of
+
+    attention, sizes = _load(options), _sizes(options)
+    program, dtype = attention.program, DTYPES[options.dtype]
+    drawn = random_parameters(program, sizes, dict(options.set), seed=options.seed)
+    named = {name: size for name, size in sizes.named.items() if name != "G"}
+    offsets = (sizes.q_offset, sizes.k_offset)
+    seen = views.view(program, slots_of(program), named, *offsets, None, None, drawn)
+    target = options.target or target_here(attention)
+    request = request_for(program, target, dtype, sizes.head_dim, sizes.value_dim)
+    print(describe(program, seen, request))
+    return FINE
+
+
+def _show(options: argparse.Namespace) -> int:
+    from attndsl.report.arguments import random_parameters
+    from attndsl.report.picture import show
+
+    attention, sizes = _load(options), _sizes(options)
+    drawn = random_parameters(attention.program, sizes, dict(options.set), seed=options.seed)
+    print(show(attention, sizes, drawn, block=options.block, plain=options.plain))
+    return FINE
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from attndsl.report.bench import SUITES, measure
+
+    names = [options.suite] if options.suite else list(SUITES)
+    reports = [measure(name) for name in names]
+    if options.json:
+        print(json.dumps([report.record for report in reports], indent=2))
+    else:
+        print("\n\n".join(report.text for report in reports))
+    return FINE if all(report.passed for report in reports) else WRONG
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    from attndsl import __version__
+
+    def installed(package: str) -> str:
+        try:
+            return f"{package} {metadata.version(package)}"
+        except metadata.PackageNotFoundError:
+            return f"no {package}"
+
+    return f"attndsl {__version__} ({installed('torch')}, {installed('triton')})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,332 @@
+"""Attention: a compiled program as a callable."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from attndsl.diagnostics import ArgumentError, did_you_mean
+from attndsl.ir import text as ir_text
+from attndsl.ir.program import Program, Scalar
+from attndsl.ir.program import Tensor as TensorParameter
+from attndsl.plan.kernel_plan import Request, TileFacts
+from attndsl.reference import Call, attend
+from attndsl.runtime import arguments, cache, operators, views
+
+DTYPE_NAMES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
+# Tables are taken to be as wide as they usually are: a learned one in float32, ids in int32.
+TABLE_DTYPES = {"float": "float32", "int": "int32", "bool": "bool"}
+
+
+class Attention:
+    """An attention program, ready to be called; made by `attndsl.compile`.
+
+    Immutable: it can be shared by modules and threads, copied and pickled. Calls can be traced by
+    torch.compile and torch.export.
+    """
+
+    def __init__(self, program: Program, backend: str = "auto") -> None:
+        self.program = program
+        self.backend = backend
+        self.name = program.name
+        self.consts = dict(program.consts)
+        self._handle = operators.register(program)
+        self._slots = arguments.slots_of(program)
+        self._const_names = tuple(self.consts)
+        self._is_softmax = program.weights.form == "softmax"
+        self.__doc__ = describe(program)
+
+    @property
+    def parameters(self) -> tuple[Scalar | TensorParameter, ...]:
+        """The declared run-time parameters, in order."""
+        return self.program.parameters
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float | None = None,
+        q_offset: int | Tensor = 0,
+        k_offset: int | Tensor = 0,
+        k_len: Tensor | None = None,
+        return_lse: bool = False,
+        **parameters: object,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attention of query [B, H, Nq, D] over key [B, Hk, Nk, D] and value [B, Hk, Nk, Dv].
+
+        scale       factor of the dot product, 1 / sqrt(D) unless given
+        q_offset, k_offset   position of the first row and column: int, or an int[B] tensor
+        k_len       int[B]: how many keys each sequence has
+        return_lse  also return the logarithm of the softmax denominator [B, H, Nq]
+        parameters  the program's, by name
+
+        Returns [B, H, Nq, Dv] in query's dtype. Raises ArgumentError.
+        """
+        query, key, value = arguments.check_inputs(query, key, value)
+        tensors, scalars = arguments.collect(self._slots, self._const_names, parameters)
+        self._check_lse(return_lse)
+        factor = arguments.take_scale(scale, query.shape[3])
+        q_number, q_offsets = arguments.take_offset("q_offset", q_offset)
+        k_number, k_offsets = arguments.take_offset("k_offset", k_offset)
+        lengths = None if k_len is None else arguments.take_batch_ints("k_len", k_len)
+        query, key, value = cast_for_autocast(query, key, value)
+        ints, floats = arguments.pack(self._slots, scalars)
+        factor, floats, numbers = arguments.keep_symbolic(factor, floats)
+        backend = self.backend
+        if backend == "auto":
+            backend = "triton" if query.device.type == "cuda" else "torch"
+        out, _, stat = operators.forward(
+            query,
+            key,
+            value,
+            list(tensors.values()),
+            ints,
+            floats,
+            factor,
+            q_number,
+            k_number,
+            q_offsets,
+            k_offsets,
+            lengths,
+            numbers,
+            self._handle,
+            backend,
+        )
+        return (out, stat) if return_lse else out
+
+    def reference(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float | None = None,
+        q_offset: int | Tensor = 0,
+        k_offset: int | Tensor = 0,
+        k_len: Tensor | None = None,
+        return_lse: bool = False,
+        **parameters: object,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """What a call means: the same arguments and results, dense, eager and differentiable.
+
+        Memory is O(B * H * Nq * Nk). Raises ArgumentError.
+        """
+        query, key, value = arguments.check_inputs(query, key, value)
+        tensors, scalars = arguments.collect(self._slots, self._const_names, parameters)
+        self._check_lse(return_lse)
+        factor = arguments.take_scale(scale, query.shape[3])
+        q_number, q_offsets = arguments.take_offset("q_offset", q_offset)
+        k_number, k_offsets = arguments.take_offset("k_offset", k_offset)
+        lengths = None if k_len is None else arguments.take_batch_ints("k_len", k_len)
+        query, key, value = cast_for_autocast(query, key, value)
+        batch_ints = {"q_offset": q_offsets, "k_offset": k_offsets, "k_len": lengths}
+        given = list(tensors.values())
+        sizes = arguments.check_call(self.program, query, key, value, given, scalars, batch_ints)
+        arguments.check_values(sizes, scalars, factor, batch_ints)
+        call = Call(
+            query,
+            key,
+            value,
+            factor,
+            q_number if q_offsets is None else q_offsets,
+            k_number if k_offsets is None else k_offsets,
+            lengths,
+            sizes,
+            scalars,
+            tensors,
+        )
+        out, lse = attend(self.program, call)
+        if not return_lse:
+            return out
+        assert lse is not None
+        return out, lse
+
+    def _check_lse(self, return_lse: object) -> None:
+        if return_lse and not self._is_softmax:
+            raise ArgumentError(
+                f"return_lse: {self.name} has `weights {self.program.weights.form}`; only softmax "
+                "has a logarithm of the denominator"
+            )
+
+    def mask(
+        self,
+        *,
+        Nq: int | None = None,
+        Nk: int | None = None,
+        B: int | None = None,
+        H: int | None = None,
+        Hk: int | None = None,
+        D: int | None = None,
+        q_offset: int | Tensor = 0,
+        k_offset: int | Tensor = 0,
+        k_len: Tensor | None = None,
+        device: torch.device | str | None = None,
+        **parameters: object,
+    ) -> Tensor:
+        """Which pairs take part: bool [B or 1, H or 1, Nq, Nk], 1 where the mask does not vary.
+
+        Sizes come from the tensors given, else from here; B, H, Hk and D are 1 unless given.
+        Parameters that the mask does not read may be left out. Raises ArgumentError.
+        """
+        sizes = {"Nq": Nq, "Nk": Nk, "B": B, "H": H, "Hk": Hk, "D": D}
+        seen = self._view(sizes, q_offset, k_offset, k_len, device, parameters)
+        return views.mask_pairs(self.program, seen)
+
+    def tiles(
+        self,
+        *,
+        Nq: int | None = None,
+        Nk: int | None = None,
+        B: int | None = None,
+        H: int | None = None,
+        Hk: int | None = None,
+        D: int | None = None,
+        block: tuple[int, int] = (128, 128),
+        q_offset: int | Tensor = 0,
+        k_offset: int | Tensor = 0,
+        k_len: Tensor | None = None,
+        device: torch.device | str | None = None,
+        **parameters: object,
+    ) -> Tensor:
+        """Which tiles take part: int8 [B or 1, H or 1, rows, columns]; 0 empty, 1 partial, 2 full.
+
+        Takes what `mask` takes, and the tile's (rows, columns). Empty and full are proved from the
+        mask's text; a tile that this cannot decide counts as partial. Raises ArgumentError.
+        """
+        sizes = {"Nq": Nq, "Nk": Nk, "B": B, "H": H, "Hk": Hk, "D": D}
+        extent = views.take_block(block)
+        seen = self._view(sizes, q_offset, k_offset, k_len, device, parameters)
+        return views.classify_tiles(self._tile_facts, seen, extent)
+
+    def _view(
+        self,
+        sizes: Mapping[str, object],
+        q_offset: object,
+        k_offset: object,
+        k_len: object,
+        device: object,
+        parameters: Mapping[str, object],
+    ) -> views.View:
+        return views.view(
+            self.program, self._slots, sizes, q_offset, k_offset, k_len, device, parameters
+        )
+
+    @functools.cached_property
+    def _tile_facts(self) -> TileFacts:
+        from attndsl.analysis.tiles import classify
+
+        return classify(self.program.mask)
+
+    def source(
+        self,
+        kind: str = "forward",
+        *,
+        backend: str = "triton",
+        dtype: str | torch.dtype = "bfloat16",
+        head_dim: int = 128,
+        value_dim: int | None = None,
+        target: str = "sm_90",
+    ) -> str:
+        """The generated module as text that runs by itself, with torch (and triton) alone.
+
+        kind "forward" is what a call runs; "backward" what its gradient runs, for every float
+        tensor. Both hold `run_forward` and `run_backward`. Raises ArgumentError.
+        """
+        check_choice("kind", kind, ("forward", "backward"))
+        check_choice("backend", backend, ("triton", "torch"))
+        name = str(dtype).removeprefix("torch.")
+        name = DTYPE_NAMES.get(name, name)
+        widths = tuple(DTYPE_NAMES.values())
+        check_choice("dtype", name, widths if backend == "torch" else widths[:3])
+        width = head_dim if value_dim is None else value_dim
+        for argument, extent in (("head_dim", head_dim), ("value_dim", width)):
+            check_width(argument, extent, backend)
+        item = arguments.DTYPES["float"][widths.index(name)].itemsize
+        floats = tuple(t.name for t in self.program.tensors if t.kind == "float")
+        request = Request(
+            backend=backend,
+            target=target if backend == "triton" else "cpu",
+            dtype=name,
+            head_dim=head_dim,
+            value_dim=width,
+            grads=floats if kind == "backward" else (),
+            tensor_dtypes=tuple(TABLE_DTYPES[t.kind] for t in self.program.tensors),
+            aligned=(head_dim * item) % 16 == 0 and (width * item) % 16 == 0,
+        )
+        return cache.generate(self.program, request)
+
+    def explain(self, **arguments: object) -> str:
+        """What will run for given sizes and parameters, and why, for a person.
+
+        Takes what `mask` takes. Raises ArgumentError.
+        """
+        from attndsl.report.explain import explain
+
+        return explain(self, **arguments)
+
+    def __repr__(self) -> str:
+        listed = ", ".join(
+            f"{slot.name}: {slot.declared}"
+            + ("" if slot.default is None else f" = {slot.default!r}")
+            for slot in self._slots
+        )
+        consts = "".join(f", {name}={value!r}" for name, value in self.consts.items())
+        return f"<attention {self.name}({listed}) backend={self.backend!r}{consts}>"
+
+    def __copy__(self) -> Attention:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Attention:
+        return self
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Nodes are interned and cannot be pickled; the text form reads back to the same ones.
+        return restore, (self._handle, self.program.doc, self.program.text, self.backend)
+
+
+def restore(handle: str, doc: str, text: str, backend: str) -> Attention:
+    """The attention that was pickled."""
+    program = dataclasses.replace(ir_text.parse(handle), doc=doc, text=text)
+    return Attention(program, backend)
+
+
+def describe(program: Program) -> str:
+    """The docstring of an attention: the program's, and its parameters."""
+    rows = [program.doc.strip(), ""] if program.doc.strip() else []
+    rows.append("Parameters:" if program.parameters else "No parameters.")
+    for slot in arguments.slots_of(program):
+        default = "" if slot.default is None else f" = {slot.default!r}"
+        rows.append(f"    {slot.name}: {slot.declared}{default}")
+    return "\n".join(rows)
+
+
+def check_choice(argument: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        hint = did_you_mean(str(value), known) or f"it is one of {', '.join(known)}"
+        raise ArgumentError(f"{argument}: unknown {value!r}; {hint}")
+
+
+def check_width(argument: str, width: object, backend: str) -> None:
+    limit = arguments.TRITON_WIDTH if backend == "triton" else 2**20
+    if not isinstance(width, int) or isinstance(width, bool) or not 1 <= width <= limit:
+        raise ArgumentError(f"{argument}: expected an int from 1 to {limit}, got {width!r}")
+
+
+def cast_for_autocast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """query, key and value in autocast's dtype where it is on; parameters keep theirs, and float64
+    is left alone, as torch does."""
+    device = query.device.type
+    if not torch.is_autocast_enabled(device):
+        return query, key, value
+    dtype = torch.get_autocast_dtype(device)
+    return cast(query, dtype), cast(key, dtype), cast(value, dtype)
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)

@@ -1,0 +1,347 @@
+"""What forward and backward share: the loops over parts, blocks of queries and chunks of keys.
+
+Shapes in the loops: scores are [b1 - b0, j1 - j0, g1 - g0, rows, columns] (batch, key heads, query
+heads of a group); for matrix products the group is packed with the rows, so that keys and values
+are never repeated. Index arrays broadcast to that shape: b [., 1, 1, 1, 1], h [., ., 1, 1],
+q [rows, 1], k [columns].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from attndsl.ir.nodes import Node, find, is_const, topological
+from attndsl.ir.ops import OPS
+from attndsl.plan.kernel_plan import KernelPlan, Segment
+
+from ..expressions import LeafText, Printer, hoist
+from ..lines import Lines
+from ..scope import (
+    Plainness,
+    conversion_text,
+    lookup_text,
+    scope_printer,
+    tensor_name,
+    tuple_text,
+)
+from .runs import Distances, at_distance, is_window
+
+CALL, PART, ROW, PAIR = range(4)
+PAIR_INDICES = frozenset(("k", "score"))
+ROW_INDICES = frozenset(("q",))
+# Ops that give no NaN for finite arguments, and none for a raw score that is not NaN.
+CALM = frozenset("const index size score to_float add sub mul neg abs min max tanh sigmoid".split())
+
+
+def level_of(node: Node) -> int:
+    """The outermost loop in which a value can be computed."""
+    if node.varies & PAIR_INDICES:
+        return PAIR
+    if node.varies & ROW_INDICES:
+        return ROW
+    return PART if node.varies else CALL
+
+
+def is_fresh(node: Node, printer: Printer) -> bool:
+    """Whether the text of a float node makes a new tensor of the scores' shape, which may be
+    changed in place."""
+    return (
+        "score" in node.varies
+        and not OPS[node.op].is_leaf
+        and node.op != "where"
+        and node not in printer.names
+    )
+
+
+def is_calm(value: Node) -> bool:
+    """Whether a value is never NaN, so that a minimum with -inf masks it."""
+    return all(n.op in CALM or n.kind != "float" for n in topological(value)) and all(
+        abs(n.value) < float("inf") for n in topological(value) if n.op == "const"
+    )
+
+
+class Block:
+    """Writes the loops of one function, with every value at the outermost place possible."""
+
+    def __init__(
+        self,
+        lines: Lines,
+        plan: KernelPlan,
+        roots: Iterable[Node],
+        gradients: Iterable[Node] = (),
+    ) -> None:
+        """`roots` are what pairs are computed from, besides the mask; `gradients` the lookups and
+        dots that receive gradients pair by pair."""
+        self.lines, self.plan, self.gradients = lines, plan, tuple(gradients)
+        self.has_mask = not is_const(plan.program.mask, True)
+        self.roots = tuple(roots)
+        self._facts = self._facts_of_spans()
+        self._plainness = Plainness()
+        leaves = {("index", name): name for name in "bhqk"} | {("score", ""): "score"}
+        self.call = scope_printer(
+            plan, leaves, self._dot, self._plainness, "call_", self._lookup("k_range")
+        )
+        self._distances = Distances()
+        self.part = self.row = self.pair = self.call
+        used = frozenset[str]().union(*(root.varies for root in self.roots))
+        self.used = used | plan.program.mask.varies
+        self.used_outside_mask = used
+        everything = topological(*self.roots, *self.gradients, plan.program.mask)
+        windows = [node for node in everything if is_window(node)]
+        self.windows = frozenset[str]().union(*(node.varies for node in windows))
+        self._hoisted = hoist((*self.roots, plan.program.mask), level_of, 4)
+
+    def _dot(self, node: Node, args: tuple[str, ...]) -> str:
+        """A dot of the block's queries, for each row or each pair."""
+        table, indices = tensor_name(node.name), tuple_text(args)
+        if "k" not in frozenset[str]().union(*(arg.varies for arg in node.args)):
+            return f"attn_dot_row(query_block[..., None, :], {table}, {indices})"
+        return f"attn_dot_pair(query_block, {table}, {indices})"
+
+    def _lookup(self, columns: str) -> LeafText:
+        """Writes lookups of a block; `columns` names the range of key positions."""
+
+        def text(node: Node, args: tuple[str, ...]) -> str:
+            if not is_window(node):
+                return lookup_text(self.plan, node, args)
+            window = f"attn_window({tensor_name(node.name)}, {ranges_text(node, columns)}, g1 - g0)"
+            return window + conversion_text(self.plan, node)
+
+        return text
+
+    def is_distance_leaf(self, leaf: Node) -> bool:
+        """Whether a lookup or dot is read once for each distance."""
+        return self._distances.has_distance_index(leaf)
+
+    def is_plain(self, node: Node) -> bool:
+        """Whether a node is a Python number in the generated code."""
+        return self._plainness.is_plain(node)
+
+    @property
+    def by(self) -> str:
+        """Which parts of the problem have columns of their own."""
+        varies = frozenset[str]().union(*(fact.varies for fact in self._facts))
+        if "h" in varies:
+            return "head"
+        return "batch" if "b" in varies or self.plan.request.per_batch else "all"
+
+    def _facts_of_spans(self) -> list[Node]:
+        facts = [node for segment in self.plan.keys for node in ends(segment)]
+        if self.has_mask and self.is_classified:
+            facts += [self.plan.tile.possible, self.plan.tile.certain]
+        return facts
+
+    @property
+    def is_classified(self) -> bool:
+        """Whether tiles can be told apart at all."""
+        tile = self.plan.tile
+        return not (is_const(tile.possible, True) and is_const(tile.certain, False))
+
+    def write_call(self) -> None:
+        """Values that vary with nothing, packed inputs, and the function that classifies tiles."""
+        lines = self.lines
+        lines.add(
+            "queries = query.to(ACCUMULATOR).unflatten(1, (size_Hk, size_G))",
+            "keys = key.to(ACCUMULATOR).flatten(0, 1)",
+            "values = value.to(ACCUMULATOR).flatten(0, 1)",
+            "blocks = -(-size_Nq // ROWS)",
+        )
+        self.call.define(lines, self._hoisted[CALL])
+        if self.has_mask and self.is_classified:
+            self._write_classify()
+
+    def _write_classify(self) -> None:
+        lines, plan = self.lines, self.plan
+        names = ("q_lo", "q_hi", "k_lo", "k_hi")
+        leaves = {("bound", name): name for name in names}
+        leaves |= {("index", "b"): "b_part", ("index", "h"): "h_part"}
+        lines.blank(1)
+        with lines.block(f"def classify({', '.join(names)}):"):
+            lines.add(
+                "# Of tiles, by their first and last positions: may some pair take part; do all."
+            )
+            printer = scope_printer(plan, leaves, self._dot, self._plainness, "tile_")
+            texts = printer.write(lines, plan.tile.possible, plan.tile.certain)
+            lines.add(f"return {', '.join(texts)}")
+        lines.blank(1)
+
+    @contextmanager
+    def parts(self) -> Iterator[None]:
+        """The loop over parts of batch and heads."""
+        lines, plan = self.lines, self.plan
+        lines.add("heads = max(1, ROOM // (COLUMNS * max(size_G, 1) * min(ROWS, max(size_Nq, 1))))")
+        if self.by == "all":
+            self._write_shifts()
+            self._write_spans()
+        head = "for b0, b1, j0, j1, g0, g1 in attn_parts("
+        with lines.block(f'{head}size_B, size_Hk, size_G, "{self.by}", heads):'):
+            lines.add("n0, n1 = b0 * size_Hk + j0, (b1 - 1) * size_Hk + j1")
+            varies = frozenset[str]().union(*(fact.varies for fact in self._facts))
+            if "b" in varies:
+                lines.add("b_part = attn_tensor(b0)")
+            if "h" in varies:
+                lines.add("h_part = attn_tensor(j0 * size_G + g0)")
+            if self.by != "all":
+                self._write_shifts()
+                self._write_spans()
+            if "b" in self.windows:
+                lines.add("b_range = (b0, b1)")
+            if "h" in self.windows:
+                lines.add("h_range = (j0 * size_G + g0, (j1 - 1) * size_G + g1)")
+            if "b" in self.used:
+                lines.add(
+                    "b = torch.arange(b0, b1, device=query.device)[:, None, None, None, None]"
+                )
+            if "h" in self.used:
+                lines.add(
+                    "h = torch.arange(j0, j1, device=query.device)[:, None] * size_G",
+                    "h = (h + torch.arange(g0, g1, device=query.device))[..., None, None]",
+                )
+            self.part = self.call.inner(prefix="part_")
+            self.part.define(lines, self._hoisted[PART])
+            lines.add(
+                "scored = (n1 - n0) * (g1 - g0) * max(1, min(ROWS, size_Nq))",
+                "columns = max(LEAST_COLUMNS, min(ROOM // scored, size_Nk))",
+                "buffer = torch.empty(scored * columns, dtype=ACCUMULATOR, device=query.device)",
+            )
+            yield
+
+    def _write_shifts(self) -> None:
+        """The positions of row 0 and column 0."""
+        for name in ("q", "k"):
+            offset = f"{name}_offset"
+            batched = offset in self.plan.request.per_batch
+            self.lines.add(f"{name}_shift = " + (f"int({offset}[b0])" if batched else offset))
+
+    def _write_spans(self) -> None:
+        lines, plan = self.lines, self.plan
+        if "k_len" in plan.request.per_batch:
+            lines.add("limit = min(max(int(k_len[b0]), 0), size_Nk)")
+        else:
+            lines.add("limit = size_Nk")
+        if not self.has_mask:
+            lines.add(
+                "spans = [([(0, limit)], [(0, limit)])] * blocks if limit else [([], [])] * blocks"
+            )
+            return
+        lines.origin(plan.program, plan.program.mask)
+        lines.add("q_first = torch.arange(0, size_Nq, ROWS, device=query.device) + q_shift")
+        lines.add("q_last = (q_first + (ROWS - 1)).clamp(max=size_Nq - 1 + q_shift)")
+        leaves = {("bound", "lo"): "q_first", ("bound", "hi"): "q_last"}
+        leaves |= {("index", "b"): "b_part", ("index", "h"): "h_part"}
+        printer = scope_printer(plan, leaves, self._dot, self._plainness, "bound_")
+        nodes = [node for segment in plan.keys for node in ends(segment)]
+        texts = printer.write(lines, *nodes)
+        lines.add("segments = [  # keys of each block: lo, hi, full_lo, full_hi")
+        with lines.indented():
+            for at in range(0, len(texts), 4):
+                lines.add(f"({', '.join(texts[at : at + 4])}),")
+        lines.add("]", "spans = attn_spans(segments, blocks, k_shift, limit)")
+        if self.is_classified:
+            places = "size_Nq, q_shift, k_shift, query.device"
+            lines.add(f"spans = attn_refine(spans, classify, ROWS, WIDTH, {places})")
+
+    @contextmanager
+    def blocks(self) -> Iterator[None]:
+        """The loop over blocks of queries."""
+        lines = self.lines
+        with lines.block("for block, span in enumerate(spans):"):
+            with lines.block("if not span[0]:"):
+                lines.add("continue")
+            lines.add(
+                "start, stop = block * ROWS, min((block + 1) * ROWS, size_Nq)",
+                "here = (slice(b0, b1), slice(j0, j1), slice(g0, g1), slice(start, stop))",
+                "query_block = queries[here]",
+                "packed = (query_block * scale).flatten(2, 3).flatten(0, 1)",
+            )
+            if "q" in self.windows:
+                lines.add("q_range = (start + q_shift, stop + q_shift)")
+            if "q" in self.used:
+                lines.add("q = torch.arange(start, stop, device=query.device)[:, None] + q_shift")
+            self.row = self.part.inner(prefix="row_")
+            self.row.define(lines, self._hoisted[ROW])
+            yield
+
+    @contextmanager
+    def chunks(self) -> Iterator[None]:
+        """The loop over chunks of keys: sets score (and `logits`, the same packed)."""
+        lines = self.lines
+        with lines.block("for first, end, masked in attn_chunks(span, columns):"):
+            if "k" in self.windows:
+                lines.add("k_range = (first + k_shift, end + k_shift)")
+            if "k" in self.used_outside_mask:
+                lines.add("k = torch.arange(first, end, device=query.device) + k_shift")
+            lines.add(
+                "shape = (*packed.shape[:2], end - first)",
+                "logits = buffer[: math.prod(shape)].view(shape)",
+                "torch.bmm(packed, keys[n0:n1, first:end].transpose(1, 2), out=logits)",
+                "score = logits.view(*query_block.shape[:4], end - first)",
+            )
+            self.pair = self.row.inner(prefix="pair_")
+            self._write_distances()
+            yield
+
+    def _write_distances(self) -> None:
+        """Values that depend on q and k by their difference, one for each distance of the block."""
+        lines = self.lines
+        costly = self._distances.worthwhile(self.roots)
+        dots = [n for n in find_dots(self.roots) if self.is_distance_leaf(n)]
+        gathered = [n for n in self.gradients if self.is_distance_leaf(n)]
+        if not (costly or dots or gathered):
+            return
+        lines.add(
+            "count = stop - start + end - first - 1  # of distances",
+            "distance = attn_distances(stop - 1 + q_shift, first + k_shift, count, query)",
+        )
+        leaves = {("index", "b"): "b", ("index", "h"): "h", ("index", "q"): "distance"}
+        self.distance = scope_printer(self.plan, leaves, self._dot, self._plainness, "distance_")
+        rowless = {n: t for n, t in self.part.names.items() if "q" not in n.varies}
+        self.distance.names.update(rowless)
+        for node in costly:
+            (text,) = self.distance.write(lines, at_distance(node))
+            name = f"diagonal_{len(self.pair.names)}"
+            lines.add(f"{name} = attn_diagonals({text}, stop - start)")
+            self.pair.names[node] = name
+        for node in dots:
+            name = f"diagonal_{len(self.pair.names)}"
+            indices = self.distance_indices(node)
+            table = tensor_name(node.name)
+            lines.add(f"{name} = attn_dot_diagonals(query_block, {table}, {indices})")
+            self.pair.names[node] = name
+
+    def distance_indices(self, node: Node) -> str:
+        """The indices of a lookup or dot by distance, as a tuple."""
+        args = [at_distance(arg) for arg in node.args]
+        return tuple_text(tuple(self.distance.write(self.lines, *args)))
+
+    def write_kept(self) -> str:
+        """Inside `for lo, hi in masked:`, the text of which pairs of these columns take part."""
+        lines, mask = self.lines, self.plan.program.mask
+        lines.origin(self.plan.program, mask)
+        leaves = {("index", name): name for name in "bhq"} | {("index", "k"): "k_masked"}
+        if any("k" in node.varies for node in find(mask, "lookup") if is_window(node)):
+            lines.add("k_open = (lo + k_shift, hi + k_shift)")
+        if "k" in mask.varies:
+            lines.add("k_masked = torch.arange(lo, hi, device=query.device) + k_shift")
+        lookup = self._lookup("k_open")
+        printer = scope_printer(self.plan, leaves, self._dot, self._plainness, "mask_", lookup)
+        printer.names.update(self.row.names)
+        (text,) = printer.write(lines, mask)
+        return f"attn_tensor({text})" if self._plainness.is_plain(mask) else text
+
+
+def ranges_text(node: Node, columns: str) -> str:
+    """The ranges of a window's indices, by name, in the order of the tensor's axes."""
+    names = {"b": "b_range", "h": "h_range", "q": "q_range", "k": columns}
+    return "{" + ", ".join(f'"{arg.name}": {names[arg.name]}' for arg in node.args) + "}"
+
+
+def find_dots(roots: Iterable[Node]) -> list[Node]:
+    """The dots below the roots, each once."""
+    return [node for node in topological(*roots) if node.op == "dot"]
+
+
+def ends(segment: Segment) -> tuple[Node, Node, Node, Node]:
+    """The four bounds of a segment."""
+    return segment.lo, segment.hi, segment.full_lo, segment.full_hi

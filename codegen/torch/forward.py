@@ -1,0 +1,122 @@
+"""Writes run_forward of a PyTorch module."""
+
+from __future__ import annotations
+
+from attndsl.ir.nodes import SCORE, Node
+from attndsl.plan.kernel_plan import KernelPlan
+
+from ..host import write_arguments, write_output, write_sink
+from ..lines import Lines
+from .block import Block, is_calm, is_fresh
+
+ARGUMENTS = "scale, q_offset, k_offset, k_len, tensors, scalars"
+
+
+def write_forward(lines: Lines, plan: KernelPlan) -> None:
+    """The function that returns (out, raw, stat)."""
+    lines.add("@torch.no_grad()")
+    with lines.block(f"def run_forward(query, key, value, {ARGUMENTS}):"):
+        lines.add(f'"""(out, raw, stat) of `{plan.program.name}`."""')
+        write_arguments(lines, plan)
+        block = Block(lines, plan, value_roots(plan))
+        block.write_call()
+        write_results_begin(lines, plan)
+        with block.parts(), block.blocks():
+            lines.add("found = stat_found = None")
+            with block.chunks():
+                write_chunk(block)
+            write_block_end(lines, plan)
+        write_sink(lines, plan)
+        write_output(lines, plan)
+        raw = "raw.to(query.dtype)" if plan.program.output else "raw.new_empty(0)"
+        lines.add(f"return out.to(query.dtype), {raw}, stat")
+
+
+def value_roots(plan: KernelPlan) -> list[Node]:
+    """What the pairs of a chunk are computed from, besides the mask."""
+    if plan.form != "softmax" and plan.may_be_masked_by_score:
+        return [plan.value, plan.logit]
+    return [plan.value]
+
+
+def write_results_begin(lines: Lines, plan: KernelPlan) -> None:
+    """raw and stat as they are for rows without a key."""
+    dtype = "dtype=ACCUMULATOR, device=query.device"
+    lines.add(f"raw = torch.zeros(size_B, size_H, size_Nq, size_Dv, {dtype})")
+    if plan.form == "elementwise":
+        lines.add(f"stat = torch.zeros(0, {dtype})")
+    else:
+        empty = 'float("-inf")' if plan.form == "softmax" else "0.0"
+        lines.add(f"stat = torch.full((size_B, size_H, size_Nq), {empty}, {dtype})")
+    lines.add("raw_parts = raw.view(size_B, size_Hk, size_G, size_Nq, size_Dv)")
+    if plan.form != "elementwise":
+        lines.add("stat_parts = stat.view(size_B, size_Hk, size_G, size_Nq)")
+
+
+def write_value(block: Block, *more: Node) -> list[str]:
+    """Sets `weight`, a tensor that may be changed, to the plan's value; returns texts of more nodes.
+
+    Where the value is the raw score, `weight` is `score` itself, unless more nodes need that.
+    """
+    lines, value = block.lines, block.plan.value
+    lines.origin(block.plan.program, value)
+    texts = block.pair.write(lines, value, *more)
+    text = texts[0]
+    if value is SCORE:
+        text = "score.clone()" if any("score" in n.varies for n in more) else "score"
+    elif not is_fresh(value, block.pair):
+        text = f"attn_full({text}, score)"
+    lines.add(f"weight = {text}")
+    return [
+        f"attn_tensor({text})" if block.is_plain(node) else text
+        for node, text in zip(more, texts[1:], strict=True)
+    ]
+
+
+def write_chunk(block: Block) -> None:
+    """The weights of a chunk, and what they add to the result of its rows."""
+    lines, plan = block.lines, block.plan
+    logit = value_roots(plan)[1:]
+    for dead in write_value(block, *logit):
+        lines.add(f'weight.masked_fill_({in_brackets(dead)} == float("-inf"), 0.0)')
+    if block.has_mask:
+        with lines.block("for lo, hi in masked:"):
+            kept = block.write_kept()
+            lines.add("open_weight = weight[..., lo - first : hi - first]")
+            if plan.form != "softmax":
+                lines.add(f"open_weight.masked_fill_(~{in_brackets(kept)}, 0.0)")
+            elif is_calm(plan.value):
+                lines.add(f"torch.minimum(open_weight, attn_limit({kept}), out=open_weight)")
+            else:
+                lines.add(f'open_weight.masked_fill_(~{in_brackets(kept)}, float("-inf"))')
+    lines.add("weight = weight.view(shape)")
+    if plan.form == "softmax":
+        lines.add("more_stat = attn_softmax(weight)")
+    elif plan.form == "normalize":
+        lines.add("more_stat = weight.sum(-1, keepdim=True)")
+    lines.add("more = torch.bmm(weight, values[n0:n1, first:end])")
+    with lines.block("if found is None:"):
+        lines.add("found = more")
+        if plan.form != "elementwise":
+            lines.add("stat_found = more_stat")
+    with lines.block("else:"):
+        if plan.form == "softmax":
+            lines.add("found, stat_found = attn_merge(found, stat_found, more, more_stat)")
+        else:
+            lines.add("found += more")
+            if plan.form == "normalize":
+                lines.add("stat_found += more_stat")
+
+
+def in_brackets(text: str) -> str:
+    """The text as an atom: names, calls and what has brackets already stay."""
+    return text if text.isidentifier() or text.startswith("attn_tensor(") else f"({text})"
+
+
+def write_block_end(lines: Lines, plan: KernelPlan) -> None:
+    """Stores a block's rows."""
+    if plan.form == "normalize":
+        lines.add("found = torch.where(stat_found == 0, 0.0, found / stat_found)")
+    lines.add("raw_parts[here] = found.view(*query_block.shape[:4], size_Dv)")
+    if plan.form != "elementwise":
+        lines.add("stat_parts[here] = stat_found.view(query_block.shape[:4])")

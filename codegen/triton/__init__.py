@@ -1,0 +1,67 @@
+"""The Triton generator: a plan as one file of kernels and of the host functions that launch them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from attndsl.backend import KernelSpec
+from attndsl.plan.kernel_plan import KernelPlan
+
+from ..lines import Lines
+from ..scope import library_text as torch_library_text
+from .backward import BackwardKeyValue, BackwardQuery, BackwardTables, Delta, table_leaves
+from .forward import Forward
+from .header import write_header
+from .host import FUNCTIONS, TABLE_FUNCTIONS, write_backward, write_forward
+from .kernel import Kernel
+from .library import library_text
+
+
+def write_kernels(plan: KernelPlan) -> tuple[dict[str, Kernel], list[str]]:
+    """The kernels by name, in the order in which they run, and their texts."""
+    kernels: list[Forward | Delta | BackwardQuery | BackwardKeyValue | BackwardTables]
+    kernels = [Forward(plan)]
+    if plan.form != "elementwise":
+        kernels.append(Delta(plan))
+    kernels += [BackwardQuery(plan), BackwardKeyValue(plan)]
+    if table_leaves(plan):
+        kernels.append(BackwardTables(plan))
+    texts = [kernel.write() for kernel in kernels]
+    return {kernel.arguments.name: kernel for kernel in kernels}, texts
+
+
+def emit(plan: KernelPlan) -> str:
+    """The text of the module. Needs a float16, bfloat16 or float32 request."""
+    kernels, texts = write_kernels(plan)
+    host = Lines()
+    write_forward(host, plan, kernels["forward"])
+    host.blank(2)
+    write_backward(
+        host,
+        plan,
+        kernels.get("backward_delta"),
+        kernels["backward_dq"],
+        kernels["backward_dkv"],
+        kernels.get("backward_tables"),
+    )
+    body = "\n\n".join(texts)
+    functions = FUNCTIONS + ("\n\n" + TABLE_FUNCTIONS if table_leaves(plan) else "")
+    lines = Lines()
+    write_header(lines, plan)
+    sections: Iterable[str] = (
+        library_text(body),
+        *texts,
+        functions,
+        torch_library_text(host.text()),
+        host.text(),
+    )
+    for section in sections:
+        if section:
+            lines.blank(2)
+            lines.add(section.rstrip("\n"))
+    return lines.text()
+
+
+def kernels(plan: KernelPlan) -> tuple[KernelSpec, ...]:
+    """The module's device kernels, in the order in which they run."""
+    return tuple(kernel.arguments.spec() for kernel in write_kernels(plan)[0].values())

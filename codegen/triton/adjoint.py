@@ -1,0 +1,152 @@
+"""What the backward kernels share: weights again, adjoints of pairs and of the leaves of the score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attndsl.ir.nodes import SCORE, Node, is_const
+from attndsl.plan.kernel_plan import Config, KernelPlan, Leaf
+
+from .kernel import NEGATIVE_INFINITY, Kernel
+
+
+@dataclass(frozen=True)
+class NumberedLeaf:
+    """A leaf and its place in `plan.leaves`: the number in the names of its buffers."""
+
+    number: int
+    leaf: Leaf
+
+
+def numbered_leaves(plan: KernelPlan, *levels: str) -> list[NumberedLeaf]:
+    """The leaves of the weight at some levels whose adjoint somebody wants."""
+    return [
+        NumberedLeaf(number, leaf)
+        for number, leaf in enumerate(plan.leaves)
+        if leaf.level in levels and not is_const(leaf.partial, 0.0)
+    ]
+
+
+class Adjoint(Kernel):
+    """A kernel that computes the adjoints of pairs.
+
+    leaves      the leaves whose adjoints it needs
+    with_score  whether it needs the adjoint of the raw score
+    every_row   whether rows beyond the last query must be left out in full tiles too
+    """
+
+    def __init__(
+        self,
+        plan: KernelPlan,
+        name: str,
+        config: Config,
+        leaves: list[NumberedLeaf],
+        columns_first: bool = False,
+        with_score: bool = True,
+        every_row: bool = False,
+    ) -> None:
+        super().__init__(plan, name, config, columns_first)
+        self.leaves = leaves
+        self.every_row = every_row
+        self.is_plain = plan.value is SCORE
+        self.has_score_adjoint = with_score and not is_const(plan.raw_partial, 0.0)
+        self.roots: list[Node] = [plan.program.mask, plan.value]
+        if plan.may_be_masked_by_score:
+            self.roots.append(plan.logit)
+        if self.has_score_adjoint:
+            self.roots.append(plan.raw_partial)
+        self.roots += [n for item in leaves for n in (item.leaf.partial, *item.leaf.node.args)]
+
+    def add_input_arguments(self) -> None:
+        arguments, plan = self.arguments, self.plan
+        for name in ("query", "key", "value"):
+            arguments.add_input(name)
+        arguments.add_own("grad_raw", plan.request.dtype)
+        if plan.form != "elementwise":
+            arguments.add_own("base", "float32")
+            arguments.add_own("delta", "float32")
+
+    def add_other_arguments(self) -> None:
+        self.arguments.add_strides("query", "key", "value")
+        self.arguments.add_call()
+        self.arguments.add_leaves([*self.roots, *self.segment_nodes()])
+
+    def row_load(self, name: str, limited: bool, other: str) -> str:
+        """The text of a load of one number per row of the tile, shaped along rows."""
+        mask = f", mask=row < Nq, other={other}" if limited else ""
+        return f"tl.load({name} + head.to(tl.int64) * Nq + row{mask}){self.row}"
+
+    def write_row_statistics(self, limited: bool = True) -> None:
+        """base: of the exponent (infinite beyond the last row, for weight 0), or 1 / the sum."""
+        if self.plan.form == "elementwise":
+            return
+        other = 'float("inf")' if self.plan.form == "softmax" else "0.0"
+        self.lines.add(
+            "row = start_m + tl.arange(0, BLOCK_M)",
+            f"base_row = {self.row_load('base', limited, other)}",
+        )
+
+    def write_delta(self, limited: bool = True) -> None:
+        if self.plan.form != "elementwise":
+            self.lines.add(f"delta_row = {self.row_load('delta', limited, '0.0')}")
+
+    def tile_roots(self, partial: bool) -> list[Node]:
+        mask = self.plan.program.mask
+        return [root for root in self.roots if partial or root is not mask]
+
+    def write_weights(self, partial: bool) -> str:
+        """score, weight and, where the pairs need a test, `keep`; the test's text or ""."""
+        lines, plan = self.lines, self.plan
+        if self.has_score:
+            left, right = ("key", "query") if self.columns_first else ("query", "key")
+            self.write_product("score", left, right, plan.query_chunks)
+            if not self.is_plain:
+                lines.add("score = score * scale")
+        self.values.share(lines, [*self.tile_roots(partial)])
+        tests = self.mask_tests(partial, self.every_row)
+        if plan.may_be_masked_by_score:
+            (text,) = self.values.write(lines, plan.logit)
+            tests.append(f"({text} != {NEGATIVE_INFINITY})")
+        keep = ""
+        if tests:
+            lines.add(f"keep = {' & '.join(tests)}")
+            keep = "keep"
+        lines.origin(plan.program, plan.value)
+        if self.is_plain:
+            lines.add("weight = tl.exp2(score * (scale * LOG2E) - base_row)")
+        elif plan.form == "softmax":
+            (text,) = self.values.write(lines, plan.value)
+            lines.add(
+                f"weight = {self.spread(plan.value, f'tl.exp2(({text}) * LOG2E - base_row)')}"
+            )
+        else:
+            (text,) = self.values.write(lines, plan.value)
+            lines.add(f"weight = {self.spread(plan.value, text)}")
+            if plan.form == "normalize":
+                lines.add("weight = weight * base_row")
+        if keep:
+            lines.add("weight = tl.where(keep, weight, 0.0)")
+        return keep
+
+    def write_pair_adjoint(self, keep: str) -> None:
+        """adjoint: of the logit where the weights are softmax, else of the weight before the sum."""
+        lines, plan = self.lines, self.plan
+        left, right = ("value", "grad_raw") if self.columns_first else ("grad_raw", "value")
+        self.write_product("adjoint", left, right, plan.value_chunks)
+        if plan.form == "softmax":
+            lines.add("adjoint = weight * (adjoint - delta_row)")
+        elif plan.form == "normalize":
+            lines.add("adjoint = (adjoint - delta_row) * base_row")
+        if keep and plan.form != "softmax":
+            lines.add("adjoint = tl.where(keep, adjoint, 0.0)")
+
+    def leaf_adjoint(self, partial: Node, keep: str) -> str:
+        """The text of adjoint * partial, 0 where the pair takes no part whatever the partial is."""
+        if is_const(partial, 1.0):
+            return "adjoint"
+        (text,) = self.values.write(self.lines, partial)
+        product = f"adjoint * ({text})"
+        return f"tl.where({keep}, {product}, 0.0)" if keep else product
+
+    def dot_indices(self, leaf: Leaf) -> list[str]:
+        return self.values.write(self.lines, *leaf.node.args)

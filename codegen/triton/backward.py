@@ -1,0 +1,385 @@
+"""The backward kernels: delta, gradients of queries, of keys and values, and of tables of pairs."""
+
+from __future__ import annotations
+
+from attndsl.ir.nodes import find
+from attndsl.plan.kernel_plan import Config, KernelPlan
+
+from .adjoint import Adjoint, NumberedLeaf, numbered_leaves
+from .kernel import NEGATIVE_INFINITY, Kernel, arange, width_test
+from .values import tensor_arguments
+
+
+class Delta(Kernel):
+    """Writes `backward_delta`: sums of grad_raw * raw over a row, less the gradient of lse; and the
+    row's statistic as the other kernels want it."""
+
+    def __init__(self, plan: KernelPlan) -> None:
+        config = plan.forward
+        super().__init__(plan, "backward_delta", Config(config.block_m, config.block_n, 4, 1))
+
+    def write(self) -> str:
+        lines, plan, arguments = self.lines, self.plan, self.arguments
+        arguments.add_own("grad_raw", plan.request.dtype)
+        arguments.add_own("raw", plan.request.dtype)
+        arguments.add_own("grad_lse", "float32")
+        arguments.add_own("stat", "float32")
+        arguments.add_own("delta", "float32")
+        arguments.add_own("base", "float32")
+        arguments.add("rows", "i64", "size_B * size_H * size_Nq")
+        lines.add('"""delta = sum(grad_raw * raw) - grad_lse for a tile of all rows of all heads."""')
+        width = plan.request.value_dim
+        lines.add(
+            "row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)",
+            "total = -tl.load(grad_lse + row, mask=row < rows, other=0.0)",
+        )
+        for chunk in plan.value_chunks:
+            at = f"row[:, None] * {width} + {arange(chunk)}"
+            tests = " & ".join(["(row[:, None] < rows)", *width_test(chunk)])
+            lines.add(
+                f"left = tl.load(grad_raw + {at}, mask={tests}, other=0.0).to(tl.float32)",
+                f"right = tl.load(raw + {at}, mask={tests}, other=0.0).to(tl.float32)",
+                "total += tl.sum(left * right, 1)",
+            )
+        lines.add(
+            "tl.store(delta + row, total, mask=row < rows)",
+            "known = tl.load(stat + row, mask=row < rows, other=0.0)",
+        )
+        if plan.form == "softmax":
+            lines.comment("The base of the exponent, in units of log2(e): rows without a key get weight 0.")
+            lines.add(
+                f'known = tl.where(known == {NEGATIVE_INFINITY}, float("inf"), known * LOG2E)'
+            )
+        else:
+            lines.add("known = tl.where(known == 0.0, 0.0, 1.0 / tl.where(known == 0.0, 1.0, known))")
+        lines.add("tl.store(base + row, known, mask=row < rows)")
+        return self.finish()
+
+
+class RowAdjoint(Adjoint):
+    """A kernel that owns a tile of queries and loops over keys."""
+
+    def write_inputs(self) -> None:
+        """Everything of the tile's rows."""
+        lines, plan = self.lines, self.plan
+        self.write_place(self.roots)
+        self.write_rows()
+        self.write_base("query", "h")
+        if any(find(node, "dot") for node in self.roots) or any(
+            item.leaf.node.op == "dot" for item in self.leaves
+        ):
+            lines.add("query_rows = query_head + rows * query_n")
+        if self.has_score:
+            self.write_loads("query", "start_m", plan.query_chunks, "Nq", "BLOCK_M")
+        width = plan.request.value_dim
+        self.write_own_base("grad_raw", width, "Nq")
+        self.write_own_loads("grad_raw", width, "start_m", plan.value_chunks, "Nq", "BLOCK_M")
+        self.write_row_statistics()
+        self.write_delta()
+        self.values.define(lines, "row", self.roots)
+        for name in ("key", "value") if self.has_score else ("value",):
+            self.write_base(name, "(h // G)")
+
+    def write_tile_adjoint(self, partial: bool) -> str:
+        """The adjoints of a tile's pairs; the text of the test of its pairs or ""."""
+        plan = self.plan
+        limit = "n_keys" if partial else None
+        self.write_columns()
+        self.values.define(self.lines, "column", self.tile_roots(partial))
+        if self.has_score:
+            self.write_loads("key", "start_n", plan.query_chunks, limit, "BLOCK_N")
+        keep = self.write_weights(partial)
+        self.write_loads("value", "start_n", plan.value_chunks, limit, "BLOCK_N")
+        self.write_pair_adjoint(keep)
+        return keep
+
+
+class BackwardQuery(RowAdjoint):
+    """Writes `backward_dq`: also the adjoints of row-level leaves, and the largest of pair-level ones."""
+
+    def __init__(self, plan: KernelPlan) -> None:
+        rows = numbered_leaves(plan, "row")
+        pairs = numbered_leaves(plan, "pair")
+        super().__init__(plan, "backward_dq", plan.backward_dq, [*rows, *pairs])
+        self.rows = rows
+        self.pairs = pairs
+        self.tables = table_leaves(plan)
+        self.dots = [item for item in pairs if item.leaf.node.op == "dot"]
+
+    def write(self) -> str:
+        lines, plan, arguments = self.lines, self.plan, self.arguments
+        self.add_input_arguments()
+        dtype = "float32" if adds_to_query_on_host(plan) else plan.request.dtype
+        arguments.add_own("grad_query", dtype)
+        for item in self.rows:
+            arguments.add_own(f"row_{item.number}", "float32")
+        for item in self.tables:
+            arguments.add_own(f"largest_{item.number}", "float32")
+        self.add_other_arguments()
+        lines.add('"""Gradients of a tile of queries, and what its rows contribute to tensors."""')
+        self.write_inputs()
+        for i, chunk in enumerate(plan.query_chunks):
+            lines.add(f"grad_query_{i} = tl.zeros([BLOCK_M, {chunk.width}], tl.float32)")
+        for item in self.rows:
+            lines.add(f"row_sum_{item.number} = tl.zeros([BLOCK_M], tl.float32)")
+        for item in self.tables:
+            lines.add(f"greatest_{item.number} = tl.zeros([BLOCK_M], tl.float32)")
+        self.write_tiles(self._write_tile)
+        self._write_end()
+        return self.finish()
+
+    def _write_tile(self, partial: bool) -> None:
+        lines, plan = self.lines, self.plan
+        keep = self.write_tile_adjoint(partial)
+        for item in self.leaves:
+            lines.origin(plan.program, item.leaf.node)
+            text = self.leaf_adjoint(item.leaf.partial, keep)
+            number = item.number
+            if item in self.rows:
+                lines.add(f"row_sum_{number} += tl.sum({text}, 1)")
+                continue
+            lines.add(f"adjoint_{number} = {text}")
+            if item in self.tables:
+                lines.add(
+                    f"greatest_{number} = tl.maximum("
+                    f"greatest_{number}, tl.max(attn_finite_size(adjoint_{number}), 1))"
+                )
+            if item in self.dots:
+                self._write_dot(item)
+        if self.has_score_adjoint:
+            text = self.leaf_adjoint(plan.raw_partial, keep)
+            if self.dots:
+                lines.add(f"adjoint = {text} * scale")
+            elif text != "adjoint":
+                lines.add(f"adjoint = {text}")
+            for i in range(len(plan.query_chunks)):
+                lines.add(
+                    f"grad_query_{i} = tl.dot("
+                    f"adjoint.to(key_{i}.dtype), key_{i}, grad_query_{i}{self.precision})"
+                )
+
+    def _write_dot(self, item: NumberedLeaf) -> None:
+        """Adds adjoint * tensor[...] to the gradient of query, one element after the other."""
+        lines, plan, node = self.lines, self.plan, item.leaf.node
+        rank = len(node.args) + 1
+        indices = self.dot_indices(item.leaf)
+        arguments = ", ".join([*tensor_arguments(node.name, rank), *indices])
+        with lines.block(f"for element in range(0, {plan.request.head_dim}):"):
+            lines.add(
+                f"part = tl.sum(adjoint_{item.number} * attn_part{rank}({arguments}, element), 1)"
+            )
+            for i, chunk in enumerate(plan.query_chunks):
+                lines.add(
+                    f"grad_query_{i} += tl.where({arange(chunk)} == element, part[:, None], 0.0)"
+                )
+
+    def _write_end(self) -> None:
+        lines, plan = self.lines, self.plan
+        scaled = "" if self.dots else " * scale"
+        self.write_own_stores(
+            "grad_query",
+            plan.request.head_dim,
+            "start_m",
+            plan.query_chunks,
+            "Nq",
+            "BLOCK_M",
+            lambda i: f"(grad_query_{i}{scaled}).to(grad_query.dtype.element_ty)",
+        )
+        if self.rows or self.tables:
+            lines.add("row = start_m + tl.arange(0, BLOCK_M)")
+        for item in self.rows:
+            lines.add(
+                f"tl.store(row_{item.number} + head.to(tl.int64) * Nq + row, "
+                f"row_sum_{item.number}, mask=row < Nq)"
+            )
+        for item in self.tables:
+            name = f"greatest_{item.number}"
+            lines.add(
+                f"{name} = tl.where(row < Nq, {name}, 0.0)",
+                f"tl.store(largest_{item.number} + tl.program_id(0), tl.max({name}, 0))",
+            )
+
+
+class BackwardKeyValue(Adjoint):
+    """Writes `backward_dkv`: one query head of a tile of keys; also adjoints of column-level leaves."""
+
+    def __init__(self, plan: KernelPlan) -> None:
+        leaves = numbered_leaves(plan, "column")
+        super().__init__(plan, "backward_dkv", plan.backward_dkv, leaves, columns_first=True)
+
+    def write(self) -> str:
+        lines, plan, arguments = self.lines, self.plan, self.arguments
+        self.add_input_arguments()
+        arguments.add_own("grad_key", plan.request.dtype)
+        arguments.add_own("grad_value", plan.request.dtype)
+        for item in self.leaves:
+            arguments.add_own(f"column_{item.number}", "float32")
+        self.add_other_arguments()
+        lines.add('"""Gradients of a tile of keys and values from one query head."""')
+        self._write_inputs()
+        for i, chunk in enumerate(plan.query_chunks):
+            lines.add(f"grad_key_{i} = tl.zeros([BLOCK_N, {chunk.width}], tl.float32)")
+        for i, chunk in enumerate(plan.value_chunks):
+            lines.add(f"grad_value_{i} = tl.zeros([BLOCK_N, {chunk.width}], tl.float32)")
+        for item in self.leaves:
+            lines.add(f"column_sum_{item.number} = tl.zeros([BLOCK_N], tl.float32)")
+        self.write_tiles(self._write_tile)
+        self._write_end()
+        return self.finish()
+
+    def _write_inputs(self) -> None:
+        lines, plan = self.lines, self.plan
+        self.write_place(self.roots)
+        self.write_columns()
+        for name, chunks in (("key", plan.query_chunks), ("value", plan.value_chunks)):
+            if name == "value" or self.has_score:
+                self.write_base(name, "(h // G)")
+                self.write_loads(name, "start_n", chunks, "n_keys", "BLOCK_N")
+        self.values.define(lines, "column", self.roots)
+        self.write_base("query", "h")
+        width = plan.request.value_dim
+        self.write_own_base("grad_raw", width, "Nq")
+
+    def _write_tile(self, partial: bool) -> None:
+        lines, plan = self.lines, self.plan
+        limit = "Nq" if partial else None
+        self.write_rows()
+        roots = self.tile_roots(partial)
+        if any(find(node, "dot") for node in roots):
+            lines.add("query_rows = query_head + rows * query_n")
+        if self.has_score:
+            self.write_loads("query", "start_m", plan.query_chunks, limit, "BLOCK_M")
+        self.write_own_loads(
+            "grad_raw", plan.request.value_dim, "start_m", plan.value_chunks, limit, "BLOCK_M"
+        )
+        self.write_row_statistics(partial)
+        self.values.define(lines, "row", roots)
+        keep = self.write_weights(partial)
+        for i in range(len(plan.value_chunks)):
+            lines.add(
+                f"grad_value_{i} = tl.dot("
+                f"weight.to(grad_raw_{i}.dtype), grad_raw_{i}, grad_value_{i}{self.precision})"
+            )
+        if not self.has_score_adjoint and not self.leaves:
+            return
+        # Loaded no earlier than it is used: it takes as many registers as rows of the tile.
+        self.write_delta(partial)
+        self.write_pair_adjoint(keep)
+        for item in self.leaves:
+            lines.origin(plan.program, item.leaf.node)
+            text = self.leaf_adjoint(item.leaf.partial, keep)
+            lines.add(f"column_sum_{item.number} += tl.sum({text}, 1)")
+        if self.has_score_adjoint:
+            text = self.leaf_adjoint(plan.raw_partial, keep)
+            if text != "adjoint":
+                lines.add(f"adjoint = {text}")
+            for i in range(len(plan.query_chunks)):
+                lines.add(
+                    f"grad_key_{i} = tl.dot("
+                    f"adjoint.to(query_{i}.dtype), query_{i}, grad_key_{i}{self.precision})"
+                )
+
+    def _write_end(self) -> None:
+        lines, plan = self.lines, self.plan
+        lines.comment("Columns beyond the last key took part in full tiles: they are 0.")
+        lines.add("column = start_n + tl.arange(0, BLOCK_N)", "there = (column < n_keys)[:, None]")
+
+        for name, width, chunks, scaled in (
+            ("grad_key", plan.request.head_dim, plan.query_chunks, " * scale"),
+            ("grad_value", plan.request.value_dim, plan.value_chunks, ""),
+        ):
+            self.write_own_stores(
+                name, width, "start_n", chunks, "Nk", "BLOCK_N", ChunkText(name, scaled)
+            )
+        for item in self.leaves:
+            lines.add(
+                f"tl.store(column_{item.number} + head.to(tl.int64) * Nk + column, "
+                f"tl.where(column < n_keys, column_sum_{item.number}, 0.0), mask=column < Nk)"
+            )
+
+
+class ChunkText:
+    """The text of a chunk of a gradient, cut to the keys that are there."""
+
+    def __init__(self, name: str, scaled: str) -> None:
+        self.name, self.scaled = name, scaled
+
+    def __call__(self, i: int) -> str:
+        name = self.name
+        return f"tl.where(there, {name}_{i}{self.scaled}, 0.0).to({name}.dtype.element_ty)"
+
+
+class BackwardTables(RowAdjoint):
+    """Writes `backward_tables`: gradients of tensors looked up pair by pair.
+
+    Sums of whole numbers do not depend on their order: each contribution is rounded to a multiple
+    of a power of two that the host chose so that all of them fit into an int64.
+    """
+
+    def __init__(self, plan: KernelPlan) -> None:
+        super().__init__(
+            plan,
+            "backward_tables",
+            plan.backward_dq,
+            table_leaves(plan),
+            with_score=False,
+            every_row=True,
+        )
+
+    def write(self) -> str:
+        lines, plan, arguments = self.lines, self.plan, self.arguments
+        names = table_names(plan)
+        self.add_input_arguments()
+        for name in names:
+            arguments.add_own(f"sums_{name}", "int64")
+            arguments.add_own(f"unit_{name}", "float32")
+        self.add_other_arguments()
+        lines.add('"""Gradients of tensors that are looked up by query and key, as whole numbers."""')
+        self.write_inputs()
+        for name in names:
+            lines.add(f"scale_{name} = tl.load(unit_{name})")
+        self.write_tiles(self._write_tile)
+        return self.finish()
+
+    def _write_tile(self, partial: bool) -> None:
+        lines, plan = self.lines, self.plan
+        keep = self.write_tile_adjoint(partial)
+        for item in self.leaves:
+            node = item.leaf.node
+            lines.origin(plan.program, node)
+            text = self.leaf_adjoint(item.leaf.partial, keep)
+            lines.add(f"adjoint_{item.number} = {text}")
+            indices = self.dot_indices(item.leaf)
+            rank = len(plan.program.tensor(node.name).dims)
+            extents = [f"d{axis}_{node.name}" for axis in range(rank)]
+            if node.op == "lookup":
+                arguments = ", ".join([f"sums_{node.name}", *extents, *indices])
+                amount = f"attn_fixed(adjoint_{item.number}, scale_{node.name})"
+                lines.add(f"attn_add{rank}({arguments}, {amount}, {keep})")
+                continue
+            arguments = ", ".join([f"sums_{node.name}", *extents, *indices, "element"])
+            stride = "" if plan.request.unit_stride else " * query_stride_d"
+            with lines.block(f"for element in range(0, {plan.request.head_dim}):"):
+                lines.add(
+                    f"part = tl.load(query_rows + element{stride}, mask=rows < Nq, other=0.0)",
+                    f"part = adjoint_{item.number} * part.to(tl.float32)",
+                    f"attn_add{rank}({arguments}, attn_fixed(part, scale_{node.name}), {keep})",
+                )
+
+
+def table_leaves(plan: KernelPlan) -> list[NumberedLeaf]:
+    """The pair-level leaves of tensors that receive a gradient."""
+    return [i for i in numbered_leaves(plan, "pair") if i.leaf.node.name in plan.request.grads]
+
+
+def table_names(plan: KernelPlan) -> list[str]:
+    """Their tensors, each once."""
+    return list(dict.fromkeys(item.leaf.node.name for item in table_leaves(plan)))
+
+
+def adds_to_query_on_host(plan: KernelPlan) -> bool:
+    """Whether a dot outside the pairs adds to the gradient of query, which must then be float32."""
+    leaves = [*plan.sink_partials, *plan.output_partials]
+    leaves += [leaf for leaf in plan.leaves if leaf.level != "pair"]
+    return any(leaf.node.op == "dot" for leaf in leaves)
+

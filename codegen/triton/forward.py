@@ -1,0 +1,216 @@
+"""The forward kernel: online softmax, or sums of another weight, over the tiles of keys."""
+
+from __future__ import annotations
+
+from attndsl.ir.nodes import SCORE, Node, find
+from attndsl.plan.kernel_plan import KernelPlan
+
+from .kernel import NEGATIVE_INFINITY, Kernel
+
+
+class Forward(Kernel):
+    """Writes `forward`; `is_plain` where the logit is the raw score itself."""
+
+    def __init__(self, plan: KernelPlan) -> None:
+        super().__init__(plan, "forward", plan.forward)
+        self.is_plain = plan.value is SCORE
+        program = plan.program
+        self.roots: list[Node] = [plan.value, plan.logit, program.mask]
+        self.row_roots = [node for node in (program.weights.sink, program.output) if node]
+
+    def write(self) -> str:
+        plan, lines = self.plan, self.lines
+        self._add_arguments()
+        lines.add(f'"""{DOCUMENTATION[plan.form]}"""')
+        roots = [*self.roots, *self.row_roots]
+        self.write_place(roots)
+        self.write_rows()
+        self._write_query()
+        self.values.define(lines, "row", roots)
+        self.write_base("value", "(h // G)")
+        self._write_start()
+        self.write_tiles(self._write_tile)
+        self._write_end()
+        return self.finish()
+
+    def _add_arguments(self) -> None:
+        arguments, plan = self.arguments, self.plan
+        for name in ("query", "key", "value"):
+            arguments.add_input(name)
+        arguments.add_own("out", plan.request.dtype)
+        if plan.program.output is not None:
+            arguments.add_own("raw", plan.request.dtype)
+        if plan.form != "elementwise":
+            arguments.add_own("stat", "float32")
+        arguments.add_strides("query", "key", "value")
+        arguments.add_call()
+        arguments.add_leaves([*self.roots, *self.row_roots, *self.segment_nodes()])
+
+    def _write_query(self) -> None:
+        lines, plan = self.lines, self.plan
+        self.write_base("query", "h")
+        if any(find(node, "dot") for node in [*self.roots, *self.row_roots]):
+            lines.add("query_rows = query_head + rows * query_n")
+        if not self.has_score:
+            return
+        self.write_loads("query", "start_m", plan.query_chunks, "Nq", "BLOCK_M")
+        self.write_base("key", "(h // G)")
+        if self.is_plain:
+            lines.comment(
+                "Logits in units of log2(e). With the sign of the scale moved into query, the maximum",
+                "of a row can be taken before it is scaled.",
+            )
+            lines.add("slope = tl.maximum(tl.abs(scale) * LOG2E, 1e-30)")
+            for i in range(len(plan.query_chunks)):
+                lines.add(f"query_{i} = tl.where(scale < 0.0, -query_{i}, query_{i})")
+
+    def _write_start(self) -> None:
+        lines, form = self.lines, self.plan.form
+        if form == "softmax":
+            lines.add(f"most = tl.full([BLOCK_M], {NEGATIVE_INFINITY}, tl.float32)")
+        if form != "elementwise":
+            lines.add("total = tl.zeros([BLOCK_M], tl.float32)")
+        for i, chunk in enumerate(self.plan.value_chunks):
+            lines.add(f"sum_{i} = tl.zeros([BLOCK_M, {chunk.width}], tl.float32)")
+
+    # -- one tile ------------------------------------------------------------------------------
+
+    def _write_tile(self, partial: bool) -> None:
+        lines, plan = self.lines, self.plan
+        limit = "n_keys" if partial else None
+        self.write_columns()
+        if self.has_score:
+            self.write_loads("key", "start_n", plan.query_chunks, limit, "BLOCK_N")
+            self.write_product("score", "query", "key", plan.query_chunks)
+            if not self.is_plain:
+                lines.add("score = score * scale")
+        roots = [plan.value, plan.logit, *([plan.program.mask] if partial else [])]
+        self.values.define(lines, "column", roots)
+        tests = self.mask_tests(partial)
+        if plan.form == "softmax":
+            self._write_softmax(partial, tests)
+        else:
+            self._write_weight(tests)
+        self.write_loads("value", "start_n", plan.value_chunks, limit, "BLOCK_N")
+        for i in range(len(plan.value_chunks)):
+            if plan.form == "softmax":
+                lines.add(f"sum_{i} = sum_{i} * rescale[:, None]")
+            lines.add(
+                f"sum_{i} = tl.dot(weight.to(value_{i}.dtype), value_{i}, sum_{i}{self.precision})"
+            )
+
+    def _write_softmax(self, partial: bool, tests: list[str]) -> None:
+        lines, plan = self.lines, self.plan
+        logit, slope = "score", " * slope"
+        if not self.is_plain:
+            lines.origin(plan.program, plan.logit)
+            (text,) = self.values.write(lines, plan.value)
+            lines.add(f"logit = {self.spread(plan.value, f'({text}) * LOG2E')}")
+            logit, slope = "logit", ""
+        if tests:
+            lines.add(f"{logit} = tl.where({' & '.join(tests)}, {logit}, {NEGATIVE_INFINITY})")
+        lines.add(f"greatest = tl.maximum(most, tl.max({logit}, 1){slope})")
+        if partial or plan.may_be_masked_by_score:
+            lines.comment("A row without a key so far has no maximum to subtract.")
+            lines.add(f"base = tl.where(greatest == {NEGATIVE_INFINITY}, 0.0, greatest)")
+        else:
+            lines.add("base = greatest")
+        lines.add(
+            f"weight = tl.exp2({logit}{slope} - base[:, None])",
+            "rescale = tl.exp2(most - base)",
+            "total = total * rescale + tl.sum(weight, 1)",
+            "most = greatest",
+        )
+
+    def _write_weight(self, tests: list[str]) -> None:
+        lines, plan = self.lines, self.plan
+        if plan.may_be_masked_by_score:
+            (text,) = self.values.write(lines, plan.logit)
+            tests = [*tests, f"({text} != {NEGATIVE_INFINITY})"]
+        lines.origin(plan.program, plan.value)
+        (text,) = self.values.write(lines, plan.value)
+        lines.add(f"weight = {self.spread(plan.value, text)}")
+        if tests:
+            lines.add(f"weight = tl.where({' & '.join(tests)}, weight, 0.0)")
+        if plan.form == "normalize":
+            lines.add("total += tl.sum(weight, 1)")
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def _write_end(self) -> None:
+        lines, plan = self.lines, self.plan
+        if plan.form == "softmax":
+            self._write_denominator()
+        elif plan.form == "normalize":
+            lines.add("inverse = tl.where(total == 0.0, 0.0, 1.0 / tl.where(total == 0.0, 1.0, total))")
+        if plan.form != "elementwise":
+            stat = "lse" if plan.form == "softmax" else "total"
+            lines.add(
+                "row = start_m + tl.arange(0, BLOCK_M)",
+                f"tl.store(stat + head.to(tl.int64) * Nq + row, {stat}, mask=row < Nq)",
+            )
+            for i in range(len(plan.value_chunks)):
+                lines.add(f"sum_{i} = sum_{i} * inverse[:, None]")
+        name = "raw" if plan.program.output is not None else "out"
+        self._write_result(name, [f"sum_{i}" for i in range(len(plan.value_chunks))])
+        if plan.program.output is not None:
+            self._write_output(plan.program.output)
+
+    def _write_denominator(self) -> None:
+        lines, plan = self.lines, self.plan
+        lines.add(f"empty = most == {NEGATIVE_INFINITY}")
+        sink = plan.program.weights.sink
+        if sink is not None:
+            lines.origin(plan.program, sink)
+            (text,) = self.values.write(lines, sink)
+            lines.add(
+                f"sink = tl.sum(tl.zeros([BLOCK_M, 1], tl.float32) + ({text}) * LOG2E, 1)",
+                "greatest = tl.where(empty, 0.0, tl.maximum(most, sink))",
+                "rescale = tl.exp2(most - greatest)",
+                "total = total * rescale + tl.exp2(sink - greatest)",
+                "most = greatest",
+            )
+            for i in range(len(plan.value_chunks)):
+                lines.add(f"sum_{i} = sum_{i} * rescale[:, None]")
+        lines.add(
+            "total = tl.where(empty, 1.0, total)",
+            f"lse = tl.where(empty, {NEGATIVE_INFINITY}, (most + tl.log2(total)) * LN2)",
+            "inverse = 1.0 / total",
+        )
+
+    def _write_result(self, name: str, texts: list[str]) -> None:
+        dtype = f"{name}.dtype.element_ty"
+        self.write_own_stores(
+            name,
+            self.plan.request.value_dim,
+            "start_m",
+            self.plan.value_chunks,
+            "Nq",
+            "BLOCK_M",
+            lambda i: f"{texts[i]}.to({dtype})",
+        )
+
+    def _write_output(self, output: Node) -> None:
+        """The epilogue, chunk by chunk of the head dimension."""
+        lines, plan = self.lines, self.plan
+        lines.blank()
+        outer, texts = self.values, []
+        for i, chunk in enumerate(plan.value_chunks):
+            self.values = outer.inner()
+            lines.origin(plan.program, output)
+            lines.add(
+                f"d = {chunk.start} + tl.arange(0, {chunk.width})[None, :]", f"normal = sum_{i}"
+            )
+            self.values.define(lines, "column", [output])
+            (text,) = self.values.write(lines, output)
+            lines.add(f"result_{i} = tl.zeros([BLOCK_M, {chunk.width}], tl.float32) + ({text})")
+            texts.append(f"result_{i}")
+            self.values = outer
+        self._write_result("out", texts)
+
+
+DOCUMENTATION = {
+    "softmax": "A tile of rows of softmax(logits) @ value, and the logarithms of its denominators.",
+    "normalize": "A tile of rows of (weights / their sums) @ value, and the sums.",
+    "elementwise": "A tile of rows of weights @ value.",
+}

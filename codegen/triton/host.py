@@ -1,0 +1,211 @@
+"""The host functions of a generated Triton module: they allocate with torch and launch."""
+
+from __future__ import annotations
+
+from attndsl.plan.kernel_plan import KernelPlan
+
+from .. import host
+from ..lines import Lines
+from .backward import adds_to_query_on_host, table_leaves, table_names
+from .kernel import Kernel
+
+FORWARD_ARGUMENTS = "query, key, value, scale, q_offset, k_offset, k_len, tensors, scalars"
+
+FUNCTIONS = '''\
+def attn_unit_stride(tensor):
+    """The tensor, or a copy, with neighbours along the last axis side by side."""
+    return tensor if tensor.dim() == 0 or tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def attn_packed(tensor, dtype):
+    """The tensor, or a copy, contiguous, in the dtype, at an address that is a multiple of 16."""
+    tensor = tensor.to(dtype).contiguous()
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+def attn_device(tensor):
+    """The context in which a launch goes to the tensor's device."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+'''
+
+TABLE_FUNCTIONS = '''\
+def attn_unit(largest, count):
+    """The power of two by which `count` numbers up to `largest` may be multiplied and summed in an
+    int64."""
+    room = 61 - (count - 1).bit_length()
+    exponent = torch.frexp(torch.where(torch.isfinite(largest), largest, 1.0)).exponent
+    return torch.ldexp(torch.ones_like(largest), (room - exponent).clamp(-126, 126))
+
+
+def attn_from_units(sums, unit, largest):
+    """What sums of whole numbers stand for; NaN everywhere where a summand was not finite."""
+    values = (sums.double() / unit.double()).to(ACCUMULATOR)
+    return torch.where(torch.isfinite(largest), values, float("nan"))
+'''
+
+
+def write_forward(lines: Lines, plan: KernelPlan, forward: Kernel) -> None:
+    """`run_forward`."""
+    has_output = plan.program.output is not None
+    with lines.block(f"def run_forward({FORWARD_ARGUMENTS}):"):
+        lines.add('"""out, the result before the epilogue, and the statistics of the rows."""')
+        write_inputs(lines, plan)
+        shape = "size_B, size_H, size_Nq"
+        lines.add(f"out = query.new_empty(({shape}, size_Dv))")
+        lines.add("raw = torch.empty_like(out)" if has_output else "raw = query.new_empty(0)")
+        stat = "0" if plan.form == "elementwise" else f"({shape})"
+        lines.add(f"stat = query.new_empty({stat}, dtype=ACCUMULATOR)")
+        write_launch(lines, forward, *grid_of_rows(forward))
+        lines.add("return out, raw, stat")
+
+
+def write_inputs(lines: Lines, plan: KernelPlan) -> None:
+    """Sizes and parameters by their names, tensors as the kernels take them."""
+    host.write_arguments(lines, plan)
+    for tensor in plan.program.tensors:
+        lines.add(f"t_{tensor.name} = attn_unit_stride(t_{tensor.name})")
+    for name in plan.request.per_batch:
+        lines.add(f"{name} = {name}.contiguous()")
+
+
+def grid_of_rows(kernel: Kernel) -> tuple[str, str]:
+    block = kernel.arguments.config.block_m
+    return f"-(-size_Nq // {block}) * size_H * size_B", "programs"
+
+
+def grid_of_columns(kernel: Kernel) -> tuple[str, str]:
+    block = kernel.arguments.config.block_n
+    return f"-(-size_Nk // {block}) * size_H * size_B", "programs"
+
+
+def write_launch(lines: Lines, kernel: Kernel, count: str, name: str) -> None:
+    """A launch, left out where it has no programs."""
+    lines.add(f"{name} = {count}")
+    with lines.block(f"if {name} > 0:"), lines.block("with attn_device(query):"):
+        kernel.arguments.write_launch(lines, name)
+
+
+def write_backward(
+    lines: Lines, plan: KernelPlan, delta: Kernel | None, dq: Kernel, dkv: Kernel, tables: Kernel | None
+) -> None:
+    """`run_backward`."""
+    arguments = "grad_out, grad_lse, query, key, value, raw, stat, "
+    arguments += FORWARD_ARGUMENTS.removeprefix("query, key, value, ")
+    with lines.block(f"def run_backward({arguments}):"):
+        lines.add('"""Gradients of query, key, value and of the tensors that receive one."""')
+        write_inputs(lines, plan)
+        host.write_gradients(lines, plan)
+        if adds_to_query_on_host(plan):
+            lines.add("grad_query_host = torch.zeros_like(query, dtype=ACCUMULATOR)")
+            lines.add("grad_query = grad_query_host")
+        _write_incoming(lines, plan)
+        if delta is not None:
+            _write_delta(lines, delta)
+        host.write_sink_backward(lines, plan)
+        _write_query(lines, plan, dq)
+        _write_key_value(lines, plan, dkv)
+        _write_leaves(lines, plan, dq, dkv)
+        if tables is not None:
+            _write_tables(lines, plan, tables)
+        results = ", ".join(["grad_query", "grad_key", "grad_value", *host.result_texts(plan)])
+        lines.add(f"return {results}")
+
+
+def _write_incoming(lines: Lines, plan: KernelPlan) -> None:
+    """grad_raw, as the kernels take it, through the epilogue."""
+    if plan.program.output is None:
+        lines.add("grad_raw = attn_packed(grad_out, query.dtype)")
+    else:
+        lines.add("raw = raw.to(ACCUMULATOR)")
+        host.write_output_backward(lines, plan)
+        lines.add("grad_raw = attn_packed(grad_raw.expand(raw.shape), query.dtype)")
+    if plan.form != "elementwise":
+        lines.add("raw = attn_packed(raw, query.dtype)")
+
+
+def _write_delta(lines: Lines, delta: Kernel) -> None:
+    lines.add(
+        "delta = torch.empty_like(stat)",
+        "base = torch.empty_like(stat)",
+        "if grad_lse is None:",
+        "    grad_lse = torch.zeros_like(stat)",
+        "grad_lse = attn_packed(grad_lse, ACCUMULATOR)",
+    )
+    block = delta.arguments.config.block_m
+    write_launch(lines, delta, f"-(-size_B * size_H * size_Nq // {block})", "programs")
+
+
+def _write_query(lines: Lines, plan: KernelPlan, dq: Kernel) -> None:
+    on_host = adds_to_query_on_host(plan)
+    dtype = ", dtype=ACCUMULATOR" if on_host else ""
+    lines.add(f"grad_query = query.new_empty((size_B, size_H, size_Nq, size_D){dtype})")
+    for argument in dq.arguments.arguments:
+        if argument.name.startswith("row_"):
+            shape = "(size_B, size_H, size_Nq)"
+            lines.add(f"{argument.name} = query.new_empty({shape}, dtype=ACCUMULATOR)")
+    count, name = grid_of_rows(dq)
+    for argument in dq.arguments.arguments:
+        if argument.name.startswith("largest_"):
+            lines.add(f"{argument.name} = query.new_zeros(max({count}, 1), dtype=ACCUMULATOR)")
+    write_launch(lines, dq, count, name)
+    if on_host:
+        lines.add("grad_query += grad_query_host")
+
+
+def _write_key_value(lines: Lines, plan: KernelPlan, dkv: Kernel) -> None:
+    lines.comment("One sum per query head; those of a group are added afterwards, in a fixed order.")
+    lines.add(
+        "partial_dtype = query.dtype if size_H == size_Hk else ACCUMULATOR",
+        "grad_key = key.new_empty((size_B, size_H, size_Nk, size_D), dtype=partial_dtype)",
+        "grad_value = value.new_empty((size_B, size_H, size_Nk, size_Dv), dtype=partial_dtype)",
+    )
+    for argument in dkv.arguments.arguments:
+        if argument.name.startswith("column_"):
+            lines.add(
+                f"{argument.name} = query.new_zeros((size_B, size_H, size_Nk), dtype=ACCUMULATOR)"
+            )
+    write_launch(lines, dkv, *grid_of_columns(dkv))
+    with lines.block("if size_H != size_Hk:"):
+        for name in ("key", "value"):
+            lines.add(
+                f"grad_{name} = grad_{name}.unflatten(1, (size_Hk, size_G)).sum(2).to(query.dtype)"
+            )
+
+
+def _write_leaves(lines: Lines, plan: KernelPlan, dq: Kernel, dkv: Kernel) -> None:
+    adjoints = {"row": {}, "column": {}}
+    for level, kernel in (("row", dq), ("column", dkv)):
+        for number, leaf in enumerate(plan.leaves):
+            if leaf.level == level and kernel.arguments.has(f"{level}_{number}"):
+                adjoints[level][leaf.node] = f"{level}_{number}"
+        if adjoints[level]:
+            host.write_leaves(lines, plan, level, adjoints[level])
+    if adds_to_query_on_host(plan):
+        lines.add("grad_query = grad_query.to(query.dtype)")
+
+
+def _write_tables(lines: Lines, plan: KernelPlan, tables: Kernel) -> None:
+    leaves = table_leaves(plan)
+    for name in table_names(plan):
+        own = [item for item in leaves if item.leaf.node.name == name]
+        parts = []
+        for item in own:
+            part = f"largest_{item.number}"
+            if item.leaf.node.op == "dot":
+                part = f"{part} * query.abs().amax()"
+            parts.append(part)
+        lines.add(
+            f"largest = torch.cat([{', '.join(parts)}]).amax()" if len(parts) > 1
+            else f"largest = ({parts[0]}).amax()"
+        )
+        lines.add(
+            f"largest_{name} = largest",
+            f"unit_{name} = attn_unit(largest, "
+            f"max({len(own)} * size_B * size_H * size_Nq * size_Nk, 1))",
+            f"sums_{name} = torch.zeros(t_{name}.shape, dtype=torch.int64, device=query.device)",
+        )
+    write_launch(lines, tables, *grid_of_rows(tables))
+    for name in table_names(plan):
+        lines.add(
+            f"grad_t_{name} += attn_from_units(sums_{name}, unit_{name}, largest_{name})"
+        )

@@ -1,0 +1,250 @@
+"""The helper functions that generated Triton code carries along, as text; only used ones are written."""
+
+from __future__ import annotations
+
+import re
+
+FUNCTIONS = '''\
+@triton.jit
+def attn_floordiv(x, y):
+    """x // y rounded down, and 0 where y is 0."""
+    # The rounding of Triton's own `//` differs between scalars and tensors: the remainder tells it.
+    safe = tl.where(y == 0, 1, y)
+    quotient = x // safe
+    rest = x - quotient * safe
+    quotient = tl.where((rest != 0) & ((rest < 0) != (safe < 0)), quotient - 1, quotient)
+    return tl.where(y == 0, 0, quotient)
+
+
+@triton.jit
+def attn_floormod(x, y):
+    """x % y with the sign of y, and 0 where y is 0."""
+    return tl.where(y == 0, 0, x - y * attn_floordiv(x, y))
+
+
+@triton.jit
+def attn_floordiv_float(x, y):
+    """The largest whole number not above x / y."""
+    return tl.floor(x / y)
+
+
+@triton.jit
+def attn_floormod_float(x, y):
+    """What is left of x when y is taken floor(x / y) times."""
+    return x - y * tl.floor(x / y)
+
+
+@triton.jit
+def attn_pow(x, y):
+    """x ** y; a negative x has a power for whole y; 0 ** 0 is 1."""
+    size = tl.abs(x)
+    power = tl.exp2(y * tl.log2(tl.where(size == 0.0, 1.0, size)))
+    power = tl.where(size == 0.0, tl.where(y < 0.0, float("inf"), 0.0), power)
+    power = tl.where(size == 1.0, 1.0, power)
+    half = 0.5 * y
+    sign = tl.where(tl.floor(half) == half, 1.0, -1.0)
+    sign = tl.where(tl.floor(y) == y, sign, float("nan"))
+    power = tl.where(x < 0.0, sign * power, power)
+    return tl.where(y == 0.0, 1.0, power)
+
+
+@triton.jit
+def attn_not(x):
+    """True for false, false for true."""
+    return x == 0
+
+
+@triton.jit
+def attn_square(x):
+    """x * x."""
+    return x * x
+
+
+@triton.jit
+def attn_tanh(x):
+    """The hyperbolic tangent: from exp far from 0, from its series near 0, where exp cancels."""
+    size = tl.abs(x)
+    small = tl.exp(-2.0 * size)
+    far = (1.0 - small) / (1.0 + small)
+    x2 = x * x
+    series = 1.0 + x2 * (-0.33333334 + x2 * (0.13333334 + x2 * (-0.053968254 + x2 * 0.021869488)))
+    return tl.where(size < 0.25, x * series, tl.where(x < 0.0, -far, far))
+
+
+@triton.jit
+def attn_relu(x):
+    """The greater of x and 0."""
+    return tl.maximum(x, 0.0)
+
+
+@triton.jit
+def attn_softplus(x):
+    """log(1 + exp(x)), with the series of the logarithm where exp is small."""
+    small = tl.exp(-tl.abs(x))
+    series = small * (1.0 - small * (0.5 - small * 0.33333334))
+    return tl.maximum(x, 0.0) + tl.where(small < 0.01, series, tl.log(1.0 + small))
+
+
+@triton.jit
+def attn_saturated(x):
+    """A whole float as an int32; what lies beyond int32 becomes its last representable value."""
+    return tl.minimum(tl.maximum(x, -2147483520.0), 2147483520.0).to(tl.int32)
+
+
+@triton.jit
+def attn_floor(x):
+    """x rounded down, as an int."""
+    return attn_saturated(tl.floor(x))
+
+
+@triton.jit
+def attn_ceil(x):
+    """x rounded up, as an int."""
+    return attn_saturated(tl.ceil(x))
+
+
+@triton.jit
+def attn_round(x):
+    """x rounded to the nearest int, halves to the even one."""
+    low = tl.floor(x)
+    rest = x - low
+    odd = low - 2.0 * tl.floor(0.5 * low)
+    return attn_saturated(low + tl.where((rest > 0.5) | ((rest == 0.5) & (odd == 1.0)), 1.0, 0.0))
+
+
+@triton.jit
+def attn_trunc(x):
+    """x cut towards zero, as an int."""
+    return attn_saturated(tl.where(x < 0.0, tl.ceil(x), tl.floor(x)))
+
+
+@triton.jit
+def attn_to_float(x):
+    """An int as a float."""
+    return tl.cast(x, tl.float32)
+
+
+@triton.jit
+def attn_bool_to_int(x):
+    """1 for true, 0 for false."""
+    return tl.cast(x, tl.int32)
+
+
+@triton.jit
+def attn_truth(x):
+    """A condition as it is; in Triton's interpreter one of scalars becomes a proper truth value."""
+    return tl.where(x, True, False)
+
+
+@triton.jit
+def attn_fits(index, extent):
+    """Whether an index lies within an axis."""
+    return attn_truth((index >= 0) & (index < extent))
+
+
+@triton.jit
+def attn_clip(position, offset, n):
+    """The index of a position, cut to 0 .. n."""
+    index = tl.cast(position, tl.int64) - offset
+    return tl.minimum(tl.maximum(index, 0), n).to(tl.int32)
+
+
+@triton.jit
+def attn_finite_size(x):
+    """|x|, and infinity where x is no number."""
+    size = tl.abs(x)
+    return tl.where(size < float("inf"), size, float("inf"))
+
+
+@triton.jit
+def attn_fixed(x, unit):
+    """x in units, rounded to a whole number: sums of such do not depend on their order."""
+    scaled = x * unit
+    return (scaled + tl.where(scaled < 0.0, -0.5, 0.5)).to(tl.int64)
+'''
+
+
+def indexed(rank: int) -> tuple[str, str, str, str]:
+    """Parts of a helper for a tensor: extents, strides, indices, and the test that they fit."""
+    extents = ", ".join(f"d{a}" for a in range(rank))
+    indices = ", ".join(f"i{a}" for a in range(rank))
+    strides = ", ".join(f"s{a}" for a in range(rank - 1))
+    inside = " & ".join(f"attn_fits(i{a}, d{a})" for a in range(rank))
+    return extents, strides, indices, inside
+
+
+def offset(rank: int) -> str:
+    """The offset of an element by strides; the last is 1."""
+    return " + ".join([*(f"i{a} * s{a}" for a in range(rank - 1)), f"i{rank - 1}"])
+
+
+def lookup_function(rank: int) -> str:
+    extents, strides, indices, inside = indexed(rank)
+    signature = ", ".join(part for part in ("tensor", extents, strides, indices) if part)
+    return f'''\
+@triton.jit
+def attn_lookup{rank}({signature}):
+    """An element, 0 where an index lies outside the tensor."""
+    inside = {inside}
+    return tl.load(tensor + ({offset(rank)}), mask=inside, other=0)
+'''
+
+
+def dot_functions(rank: int) -> str:
+    """Helpers for a tensor whose last axis is a vector; `rank` counts the other axes too."""
+    extents, strides, indices, _ = indexed(rank)
+    outer = rank - 1
+    indices = ", ".join(f"i{a}" for a in range(outer))
+    inside = " & ".join(f"attn_fits(i{a}, d{a})" for a in range(outer)) or "attn_fits(0, d0)"
+    start = " + ".join(f"i{a} * s{a}" for a in range(outer)) or "0"
+    arguments = ", ".join(part for part in ("tensor", extents, strides, indices) if part)
+    return f'''\
+@triton.jit
+def attn_part{rank}({arguments}, d):
+    """Element d of a vector of the tensor, 0 where an index lies outside."""
+    inside = {inside}
+    return tl.load(tensor + ({start} + d), mask=inside, other=0).to(tl.float32)
+
+
+@triton.jit
+def attn_dot{rank}(query_at, query_stride, rows, {arguments}, D: tl.constexpr):
+    """dot(query, tensor[...]), one element of the head dimension after the other."""
+    part = tl.load(query_at, mask=rows, other=0.0).to(tl.float32)
+    total = part * attn_part{rank}({arguments}, 0)
+    for d in range(1, D):
+        part = tl.load(query_at + d * query_stride, mask=rows, other=0.0).to(tl.float32)
+        total += part * attn_part{rank}({arguments}, d)
+    return total
+'''
+
+
+def add_function(rank: int) -> str:
+    """Adds to a contiguous int64 tensor of the shape of a program's tensor."""
+    extents, _, indices, inside = indexed(rank)
+    place = "tl.cast(i0, tl.int64)"
+    for axis in range(1, rank):
+        place = f"({place}) * d{axis} + i{axis}"
+    return f'''\
+@triton.jit
+def attn_add{rank}(sums, {extents}, {indices}, amount, keep):
+    """Adds whole numbers to elements; what lies outside the tensor is dropped."""
+    keep = tl.broadcast_to(keep & {inside}, amount.shape)
+    place = tl.broadcast_to({place}, amount.shape)
+    tl.atomic_add(sums + place, amount, mask=keep, sem="relaxed")
+'''
+
+
+def library_text(body: str) -> str:
+    """The helpers that the body calls, directly or through others, in a fixed order."""
+    ranks = sorted({int(r) for r in re.findall(r"\battn_(?:lookup|dot|part|add)(\d+)", body)})
+    texts = [*FUNCTIONS.split("\n\n\n")]
+    for rank in ranks:
+        texts += [lookup_function(rank), *dot_functions(rank).split("\n\n\n"), add_function(rank)]
+    functions = {re.findall(r"def (\w+)", text)[0]: text.strip("\n") for text in texts}
+    needed: set[str] = set()
+    new = set(re.findall(r"\battn_\w+", body)) & functions.keys()
+    while new:
+        needed |= new
+        found = {n for name in new for n in re.findall(r"\battn_\w+", functions[name])}
+        new = (found & functions.keys()) - needed
+    return "\n\n\n".join(text for name, text in functions.items() if name in needed)

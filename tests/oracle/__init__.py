@@ -1,0 +1,1 @@
+"""What programs mean, worked out a second time and independently, for the tests."""
