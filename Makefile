@@ -54,8 +54,9 @@ sweep: $(STAMP)  ## 500 random programs through Triton's interpreter (long)
 	@$(BIN)/python -m pytest -q -n $(WORKERS) -m sweep tests/test_random_programs.py
 
 test-triton-min:  ## the tests with the oldest Triton supported (TRITON=3.6.0), in .venv-min
+	@# The interpreter of Triton 3.6 reads scalars in a way that NumPy 2.4 no longer allows.
 	@test -x .venv-min/bin/python || $(PYTHON) -m venv .venv-min
-	@.venv-min/bin/python -m pip install -qq --constraint constraints.txt --editable '.[dev]' 'triton==$(TRITON)'
+	@.venv-min/bin/python -m pip install -qq --constraint constraints.txt --editable '.[dev]' 'triton==$(TRITON)' 'numpy<2.4'
 	@echo "== pytest with Triton $(TRITON) ($(WORKERS) workers)"
 	@.venv-min/bin/python -m pytest -q -n $(WORKERS)
 

@@ -11,14 +11,14 @@ torch, and triton where that is the target, and nothing of attndsl). Every gener
 
 query [B, H, Nq, D], key [B, Hk, Nk, D], value [B, Hk, Nk, Dv]: any strides, one dtype, one device.
 scale: float. q_offset, k_offset: int, or an int tensor [B] where plan.request.per_batch names it.
-k_len: None or an int tensor [B] (likewise); it is clipped to 0 .. Nk. tensors, scalars: tuples in the
-program's order; shapes and dtype kinds are already checked.
+k_len: None or an int tensor [B] (likewise); it is clipped to 0 .. Nk. tensors, scalars: tuples in
+the program's order; shapes and dtype kinds are already checked.
 
 out   [B, H, Nq, Dv] in query's dtype.
 raw   `out` before the epilogue, in query's dtype, where the program has an `output`; else an empty
       tensor [0] (the caller then passes `out` itself to run_backward).
-stat  [B, H, Nq] in the accumulator's dtype: the natural logarithm of the softmax denominator (-inf
-      for an empty row), or the sum of `normalize` (0 for an empty row); [0] for elementwise weights.
+stat  [B, H, Nq] in the accumulator's dtype: the natural logarithm of the softmax denominator
+      (-inf for an empty row), or the sum of `normalize` (0 for one); [0] for elementwise weights.
 grad_lse is None or [B, H, Nq]. Gradients come in the dtype and shape of what they belong to.
 """
 

@@ -218,7 +218,7 @@ def read(table: Tensor, indices: list[Tensor]) -> Tensor:
     if not indices:
         return table
     safe = tuple(torch.where(inside, i, 0) for i in indices)
-    inside = inside.reshape(*shape, *(1 for _ in rest))
+    inside = inside.reshape((*shape, *(1 for _ in rest)))
     return torch.where(inside, table[safe], torch.zeros((), dtype=table.dtype, device=table.device))
 
 

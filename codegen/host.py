@@ -187,10 +187,10 @@ def write_sink(lines: Lines, plan: KernelPlan) -> None:
     scope = HostScope(plan, "row")
     lines.origin(plan.program, sink)
     scope.write_indices(lines, sink)
-    (text,) = scope.printer.write(lines, sink)
+    scope.printer.write(lines, sink)
     lines.add(
         "without_sink = stat",
-        f"stat = torch.logaddexp(stat, torch.zeros_like(stat) + {text})",
+        f"stat = torch.logaddexp(stat, torch.zeros_like(stat) + {scope.printer.text(sink, 10)})",
         'stat = torch.where(without_sink == float("-inf"), without_sink, stat)',
         "raw *= torch.exp(without_sink - stat).nan_to_num_(0.0)[..., None]",
     )

@@ -73,11 +73,10 @@ def attn_tensor(x: bool | int | float) -> torch.Tensor:
 def attn_lookup(
     tensor: torch.Tensor, indices: tuple[torch.Tensor | int, ...], guarded: tuple[int, ...]
 ) -> torch.Tensor:
-    """tensor[indices]; 0 where the index of a guarded axis (one at least) lies outside the tensor."""
-    places = [torch.as_tensor(index, device=tensor.device) for index in indices]
+    """tensor[indices]; 0 where the index of a guarded axis (one at least) lies outside of it."""
     if tensor.numel() == 0:
-        shape = torch.broadcast_tensors(*places)[0].shape
-        return tensor.new_zeros(shape)
+        return tensor.new_zeros(attn_flat(tensor.shape, indices, tensor)[0].shape)
+    places = [torch.as_tensor(index, device=tensor.device) for index in indices]
     inside = torch.ones((), dtype=torch.bool, device=tensor.device)
     for axis in guarded:
         index, last = places[axis], tensor.shape[axis] - 1

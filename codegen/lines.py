@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import PurePath
 
 from attndsl.ir.nodes import Node
 from attndsl.ir.program import Program
 
 
 def printable(text: str) -> str:
-    """One line of text that is safe inside a comment: no line end of any kind, no control character.
+    """One line of text that is safe inside a comment: no line end, no control character.
 
     >>> printable("a\\x00b\\tc")
     'a b c'
@@ -57,9 +58,10 @@ class Lines:
         for node in nodes:
             for span in program.origins.get(node, ()):
                 number = span.source.position(span.start)[0]
-                seen.setdefault((span.source.name, number), span.source.line(number).strip())
-        for (name, number), text in seen.items():
-            self.comment(f"{printable(name)}:{number}: {text}")
+                file = PurePath(span.source.name).name
+                seen.setdefault((file, number), span.source.line(number).strip())
+        for (file, number), text in seen.items():
+            self.comment(f"{printable(file)}:{number}: {text}")
 
     @contextmanager
     def block(self, header: str) -> Iterator[None]:

@@ -10,11 +10,13 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from types import ModuleType
 
 from attndsl.analysis.lookups import prove
-from attndsl.ir.nodes import Node
+from attndsl.ir.nodes import Node, find
 from attndsl.ir.ops import ATOM, TEST, Spelling, call
+from attndsl.ir.program import Program
 from attndsl.plan.kernel_plan import KernelPlan
 
 from . import library
@@ -28,6 +30,7 @@ PLAIN_OPS = frozenset(
 PLAIN_INT_OPS = frozenset(("abs", "min", "max"))
 FUNCTION = re.compile(r"\b(?:attn|torch)_\w+")
 NOT = 3  # Python's precedence of `not`
+INDEX_OF_SIZE = {"B": "b", "H": "h", "Hk": "h", "G": "h", "Nq": "q", "Nk": "k"}
 INT64, BOOL = "int64", "bool"
 
 
@@ -118,12 +121,21 @@ class Plainness:
         return table_spelling("torch", node)
 
 
-def guarded_axes(plan: KernelPlan, node: Node) -> tuple[int, ...]:
+@lru_cache(maxsize=256)
+def guarded_axes(program: Program, node: Node) -> tuple[int, ...]:
     """The axes of a lookup or dot where the index may lie outside the tensor."""
+    dims = program.tensor(node.name).dims
 
     def fits(axis: int) -> bool:
+        # A value that does not vary with an index is computed even where that index has no value.
+        sizes = find(dims[axis], "size")
+        if any(
+            size.name in INDEX_OF_SIZE and INDEX_OF_SIZE[size.name] not in node.args[axis].varies
+            for size in sizes
+        ):
+            return False
         # Whatever a proof assumes may fail: masked pairs are looked up too.
-        proof = prove(plan.program, node, axis)
+        proof = prove(program, node, axis)
         return proof is not None and not proof.assumes
 
     return tuple(axis for axis in range(len(node.args)) if not fits(axis))
@@ -137,7 +149,7 @@ def tuple_text(texts: tuple[str, ...]) -> str:
 def lookup_text(plan: KernelPlan, node: Node, args: tuple[str, ...]) -> str:
     """A lookup as torch text, in the accumulator's dtype, int64 or bool."""
     tensor = tensor_name(node.name)
-    guarded = guarded_axes(plan, node)
+    guarded = guarded_axes(plan.program, node)
     if guarded:
         axes = tuple_text(tuple(str(a) for a in guarded))
         text = f"attn_lookup({tensor}, {tuple_text(args)}, {axes})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hypothesis
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.oracle.compare import check_case
 from tests.oracle.random_programs import Case, programs, seeded
@@ -18,6 +18,8 @@ RELAXED = settings(
     derandomize=False,
     print_blob=False,
     report_multiple_bugs=False,
+    # Shrinking compiles hundreds of programs more: add Phase.shrink by hand where it is wanted.
+    phases=(Phase.generate,),
     suppress_health_check=list(HealthCheck),
 )
 

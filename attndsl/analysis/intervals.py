@@ -15,7 +15,7 @@ Transfer = Callable[..., Range]
 ALL: Range = (-math.inf, math.inf)
 POSITION = 2**29  # positions lie within +-POSITION, sizes in 0 .. POSITION
 TILE_SLACK = 2**16  # the last position of a tile may lie this far beyond the axis
-SCALAR = 2**31 - 1  # int scalars lie within +-SCALAR
+SCALAR = 2**30 - 1  # int scalars lie within +-SCALAR
 INT32: Range = (-(2**31), 2**31 - 1)
 HUGE = 2**200  # beyond it an end counts as unlimited, which keeps ints convertible to floats
 FLOAT32_MAX = 2.0**127
@@ -300,7 +300,7 @@ _ANY_CALL = Ranges()
 
 
 def range_of(root: Node) -> Range:
-    """The range of a node, whatever the call; kept as long as the node, as it is asked for often."""
+    """The range of a node, whatever the call; kept as long as the node."""
     return _ANY_CALL.of(root)
 
 

@@ -54,9 +54,7 @@ def dump(program: Program) -> str:
             rows.append(f"tensor {parameter.name} {parameter.kind} {dims}")
     if program.grid is not None:
         grid = program.grid
-        axes = " ".join(
-            f"{a} {numbers[e]}" for a, e in zip(grid.axes, grid.extents, strict=True)
-        )
+        axes = " ".join(f"{a} {numbers[e]}" for a, e in zip(grid.axes, grid.extents, strict=True))
         rows.append(f"grid {numbers[grid.start]} {axes}")
     rows += [f"mask {numbers[program.mask]}", f"score {numbers[program.score]}"]
     weights = program.weights

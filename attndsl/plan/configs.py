@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
+from attndsl.ir.nodes import Node, topological
 from attndsl.plan.kernel_plan import Chunk, Config, Request
 
+LONG_MASK = 4  # nodes of a mask that differ from pair to pair; one that has more counts as work
 NARROWEST = 16  # columns: the least that a matrix instruction takes
 
 
@@ -35,7 +40,29 @@ def chunks(dim: int) -> tuple[Chunk, ...]:
     return tuple(parts)
 
 
-def configs(request: Request) -> tuple[Config, Config, Config]:
+Table = tuple[tuple[int, tuple[Config, Config, Config]], ...]
+Work = Literal["plain", "masked", "tables", "dots"]
+
+
+def work_of(value: Node, mask: Node) -> Work:
+    """What a pair costs in registers: little; a long mask; lookups by query and key; dots by both."""
+    pairs = [node for node in topological(value, mask) if varies_with_pairs(node)]
+    if any(node.op == "dot" for node in pairs):
+        return "dots"
+    if any(node.op == "lookup" for node in pairs):
+        return "tables"
+    nodes = topological(mask)
+    cost = sum(1 for node in nodes if varies_with_pairs(node))
+    cost += sum(2 for node in nodes if node.op == "lookup" and "k" in node.varies)
+    return "masked" if cost > LONG_MASK else "plain"
+
+
+def varies_with_pairs(node: Node) -> bool:
+    """Whether a node has a value of its own for every query and key, other than by the score."""
+    return node.varies >= {"q", "k"}
+
+
+def configs(request: Request, work: Work = "plain") -> tuple[Config, Config, Config]:
     """Configurations of forward, backward_dq and backward_dkv.
 
     `block_m` counts queries and `block_n` keys in all three.
@@ -48,12 +75,27 @@ def configs(request: Request) -> tuple[Config, Config, Config]:
     if request.dtype == "float32":
         table = FLOAT32
     elif request.target == "sm_90":
-        table = HOPPER
+        return choose(HOPPER[work], widest)
     elif request.target.startswith("gfx"):
         table = AMD
     else:
         table = DEFAULT
+    return lighter(choose(table, widest), {"tables": 2, "dots": 4}.get(work, 1))
+
+
+def choose(table: Table, widest: int) -> tuple[Config, Config, Config]:
+    """The entry for a head dimension."""
     return next(found for limit, found in table if widest <= limit)
+
+
+def lighter(found: tuple[Config, Config, Config], by: int) -> tuple[Config, Config, Config]:
+    """Configurations with fewer pairs in a tile: shorter along the axis of the loop."""
+    forward, dq, dkv = found
+    return (
+        replace(forward, block_n=max(forward.block_n // by, NARROWEST)),
+        replace(dq, block_n=max(dq.block_n // by, NARROWEST)),
+        replace(dkv, block_m=max(dkv.block_m // by, NARROWEST)),
+    )
 
 
 # Blocks of the PyTorch engine are chosen by that engine; these only bound its memory.
@@ -62,15 +104,30 @@ TORCH = (Config(256, 256, 1, 1),) * 3
 # Small enough that a test of 33 tokens meets several tiles.
 INTERPRETER = (Config(32, 16, 1, 1), Config(32, 16, 1, 1), Config(16, 32, 1, 1))
 
-Table = tuple[tuple[int, tuple[Config, Config, Config]], ...]
-
-# (widest head dimension, configurations). No kernel of these spills on its target for plain, masked
-# and soft-capped softmax; `python -m tests.codegen.resources` prints the figures.
-HOPPER: Table = (
-    (64, (Config(128, 128, 8, 3), Config(128, 64, 8, 3), Config(64, 128, 8, 2))),
-    (128, (Config(128, 128, 8, 2), Config(128, 64, 8, 2), Config(32, 128, 8, 2))),
-    (256, (Config(128, 64, 8, 2), Config(64, 64, 8, 1), Config(64, 64, 8, 1))),
-)
+# (widest head dimension, configurations), by work. No kernel of the examples spills with these, in
+# bf16 and fp16, and each tl.dot becomes wgmma.
+HOPPER: dict[Work, Table] = {
+    "plain": (
+        (64, (Config(128, 128, 8, 3), Config(128, 64, 8, 3), Config(64, 128, 8, 2))),
+        (128, (Config(128, 128, 8, 2), Config(128, 64, 8, 2), Config(32, 128, 8, 2))),
+        (256, (Config(128, 64, 8, 2), Config(64, 64, 8, 1), Config(64, 64, 8, 1))),
+    ),
+    "masked": (
+        (64, (Config(128, 64, 8, 3), Config(128, 64, 8, 3), Config(64, 128, 8, 2))),
+        (128, (Config(128, 64, 8, 2), Config(128, 64, 8, 2), Config(32, 128, 8, 2))),
+        (256, (Config(128, 64, 8, 2), Config(64, 64, 8, 1), Config(64, 64, 8, 1))),
+    ),
+    "tables": (
+        (64, (Config(128, 32, 8, 2), Config(128, 32, 8, 2), Config(32, 128, 8, 2))),
+        (128, (Config(128, 32, 8, 2), Config(128, 32, 8, 2), Config(16, 128, 8, 2))),
+        (256, (Config(128, 32, 8, 2), Config(64, 32, 8, 1), Config(32, 64, 8, 1))),
+    ),
+    "dots": (
+        (64, (Config(128, 16, 8, 2), Config(128, 16, 8, 2), Config(16, 128, 8, 2))),
+        (128, (Config(128, 16, 8, 2), Config(64, 16, 4, 2), Config(16, 64, 8, 2))),
+        (256, (Config(128, 16, 8, 2), Config(64, 16, 8, 1), Config(16, 64, 8, 1))),
+    ),
+}
 DEFAULT: Table = (
     (64, (Config(128, 64, 4, 3), Config(64, 64, 4, 2), Config(64, 64, 4, 2))),
     (128, (Config(128, 64, 8, 2), Config(64, 64, 8, 2), Config(64, 64, 8, 2))),

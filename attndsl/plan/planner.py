@@ -6,7 +6,7 @@ from attndsl.analysis.ranges import solve_keys, solve_queries
 from attndsl.analysis.tiles import classify
 from attndsl.ir.nodes import OUT, SCORE, Node, find, substitute, topological
 from attndsl.ir.program import Program
-from attndsl.plan.configs import chunks, configs
+from attndsl.plan.configs import chunks, configs, work_of
 from attndsl.plan.kernel_plan import KernelPlan, Leaf, Level, Request
 from attndsl.transform.differentiate import differentiate
 from attndsl.transform.simplify import simplified
@@ -17,7 +17,7 @@ def plan(program: Program, request: Request) -> KernelPlan:
     logit = program.score
     weight = program.weights.value
     value = logit if weight is None else simplified(substitute(weight, {SCORE: logit}))
-    forward, backward_dq, backward_dkv = configs(request)
+    forward, backward_dq, backward_dkv = configs(request, work_of(value, program.mask))
     output = program.output
     sink = program.weights.sink
     return KernelPlan(

@@ -24,6 +24,7 @@ from attndsl.runtime.views import View
 if TYPE_CHECKING:
     from attndsl.runtime.attention import Attention
 
+USUAL_WIDTH = 64  # of a head, where nothing says it
 LONGEST_FORMULA = 160  # characters
 
 # Where the gradient of a learned tensor is summed, by how the indices of its lookup vary.
@@ -50,11 +51,14 @@ def explain(
     device: object = None,
     **parameters: object,
 ) -> str:
-    """What a call of these sizes runs: `attn.explain(...)`. Takes what `attn.mask` takes.
+    """What a call of these sizes runs: `attn.explain(...)`. Takes what `attn.mask` takes; D is 64
+    unless it is given.
 
     The plan is that of the GPU at hand (sm_90 where there is none) in bfloat16, or of the CPU for
     `backend="torch"`. Raises ArgumentError.
     """
+    if D is None and not gives_width(attention.program, parameters):
+        D = USUAL_WIDTH
     sizes = {"Nq": Nq, "Nk": Nk, "B": B, "H": H, "Hk": Hk, "D": D}
     slots = slots_of(attention.program)
     seen = views.view(
@@ -64,6 +68,12 @@ def explain(
     dtype = "float32" if target == "cpu" else "bfloat16"
     request = request_for(attention.program, target, dtype, width, width)
     return describe(attention.program, seen, request)
+
+
+def gives_width(program: Program, given: Mapping[str, object]) -> bool:
+    """Whether a tensor that is given has D as a dimension."""
+    dims = (dim for tensor in program.tensors if tensor.name in given for dim in tensor.dims)
+    return any(dim.op == "size" and dim.name == "D" for dim in dims)
 
 
 def describe(program: Program, seen: View, request: Request) -> str:

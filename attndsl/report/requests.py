@@ -16,8 +16,10 @@ ALIGNMENT = 16  # bytes that a row of query, key or value is a multiple of, for 
 def request_for(
     program: Program, target: str, dtype: str, head_dim: int, value_dim: int
 ) -> Request:
-    """A request with the gradients of all float tensors; for the PyTorch generator where the target is
-    "cpu". ArgumentError where the generator has no such kernels."""
+    """A request with the gradients of all float tensors; target "cpu" is the PyTorch generator.
+
+    Raises ArgumentError where the generator has no such kernels.
+    """
     backend = "torch" if target == "cpu" else "triton"
     for name, width in (("head-dim", head_dim), ("value-dim", value_dim)):
         if width < 1 or (backend == "triton" and width > TRITON_WIDTH):
@@ -39,7 +41,7 @@ def request_for(
 
 
 def target_here(attention: Attention) -> str:
-    """The GPU of this machine, sm_90 where it has none, or "cpu" for an attention of that backend."""
+    """The GPU of this machine, sm_90 where it has none; "cpu" where the backend is torch."""
     if attention.backend == "torch":
         return "cpu"
     if torch.cuda.is_available() and torch.version.hip is None:

@@ -19,7 +19,7 @@ from attndsl.ir.ops import Kind
 from attndsl.ir.program import Program, Scalar
 from attndsl.runtime.dims import bind_dims, write_type
 
-INT_LIMIT = 2**31 - 1  # run-time int scalars
+INT_LIMIT = 2**30 - 1  # run-time int scalars: one added to a position still fits in 32 bits
 POSITION_LIMIT = 2**29  # positions and lengths: sums and doubles of them fit in 32 bits
 TRITON_WIDTH = 256  # widest head that the Triton generator splits
 

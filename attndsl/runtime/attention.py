@@ -227,7 +227,7 @@ class Attention:
         self,
         kind: str = "forward",
         *,
-        backend: str = "triton",
+        backend: str | None = None,
         dtype: str | torch.dtype = "bfloat16",
         head_dim: int = 128,
         value_dim: int | None = None,
@@ -236,8 +236,11 @@ class Attention:
         """The generated module as text that runs by itself, with torch (and triton) alone.
 
         kind "forward" is what a call runs; "backward" what its gradient runs, for every float
-        tensor. Both hold `run_forward` and `run_backward`. Raises ArgumentError.
+        tensor. Both hold `run_forward` and `run_backward`. `backend` is the attention's own, and
+        "triton" where that is "auto". Raises ArgumentError.
         """
+        if backend is None:
+            backend = "torch" if self.backend == "torch" else "triton"
         check_choice("kind", kind, ("forward", "backward"))
         check_choice("backend", backend, ("triton", "torch"))
         name = str(dtype).removeprefix("torch.")

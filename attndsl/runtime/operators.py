@@ -341,6 +341,11 @@ def module_for(
         unit_stride=all(has_unit_stride(t) for t in inputs),
         aligned=all(is_aligned(t) for t in inputs),
     )
+    if request.target == "interpreter" and "bfloat16" in (request.dtype, *request.tensor_dtypes):
+        raise ArgumentError(
+            "Triton's interpreter computes wrongly with bfloat16 (NumPy has no such type); give "
+            'float16 or float32 tensors, or compile with backend="torch"'
+        )
     return cache.module_of(handle, program, request)
 
 

@@ -21,7 +21,7 @@ from attndsl.semantics.scope import Context, Scope, Symbol
 from attndsl.semantics.types import WRONG, Table, kind_words
 from attndsl.syntax.ast import Attention, Expression, Name, Parameter
 
-INT_LIMIT = 2**31 - 1  # of a scalar: kernels take it as a 32-bit argument
+INT_LIMIT = 2**30 - 1  # of a scalar: added to a difference of positions it fits in 32 bits
 Constant = bool | int | float
 
 
@@ -120,8 +120,8 @@ def checked_default(checker: Checker, parameter: Parameter) -> Constant | None:
     if value is None:
         name = parameter.name.name
         if kind == "int" and isinstance(default, int) and not isinstance(default, bool):
-            message = f"the default of `{name}` is out of range: an int scalar is at most 2**31 - 1"
-            hint = "a window that is never reached can be `2147483647`"
+            message = f"the default of `{name}` is out of range: an int scalar is at most 2**30 - 1"
+            hint = "a window that is never reached can be `1073741823`"
         else:
             given = kind_words(type(default).__name__)
             message = f"`{name}` is {kind_words(kind)}, but its default is {given}"

@@ -139,9 +139,7 @@ def extremum(node: Node, da: Node, db: Node) -> Node:
     a, b = node.args
     first, second = (a, b) if node.op == "min" else (b, a)  # min: a < b; max: b < a
     tie = times(HALF, plus(da, db))
-    return choose(
-        make("lt", first, second), da, choose(make("lt", second, first), db, tie)
-    )
+    return choose(make("lt", first, second), da, choose(make("lt", second, first), db, tie))
 
 
 def power(node: Node, dx: Node, dy: Node) -> Node:
@@ -163,9 +161,7 @@ RULES: dict[str, Derivative] = {
     "div": lambda n, da, db: over(minus(da, times(n, db)), n.args[1]),
     "floordiv_float": lambda n, da, db: ZERO,
     # a % b = a - b * (a // b)
-    "floormod_float": lambda n, da, db: minus(
-        da, times(make("floordiv_float", *n.args), db)
-    ),
+    "floormod_float": lambda n, da, db: minus(da, times(make("floordiv_float", *n.args), db)),
     "pow": power,
     "neg": lambda n, da: negated(da),
     "abs": lambda n, da: sign_choice(n.args[0], da),
@@ -178,9 +174,7 @@ RULES: dict[str, Derivative] = {
     "log2": lambda n, da: over(times(constant(1 / math.log(2)), da), n.args[0]),
     "sqrt": lambda n, da: over(times(HALF, da), n),
     # x^(-1/2)' = -1/2 x^(-3/2)
-    "rsqrt": lambda n, da: times(
-        times(constant(-0.5), make("mul", n, make("mul", n, n))), da
-    ),
+    "rsqrt": lambda n, da: times(times(constant(-0.5), make("mul", n, make("mul", n, n))), da),
     "sin": lambda n, da: times(make("cos", n.args[0]), da),
     "cos": lambda n, da: negated(times(make("sin", n.args[0]), da)),
     "tanh": lambda n, da: times(make("sub", ONE, make("mul", n, n)), da),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from attndsl.ir.nodes import FALSE, TRUE, Node, constant, is_const, make, rebuild
+from attndsl.ir.nodes import FALSE, OUT, TRUE, Node, constant, is_const, make, rebuild
 from attndsl.ir.program import Program, Tensor
 from attndsl.transform.fold import fold
 
@@ -31,6 +31,7 @@ def simplify(program: Program) -> Program:
         for p in program.parameters
     )
     grid = program.grid
+    output = visit(program.output) if program.output else None
     result = dataclasses.replace(
         program,
         parameters=parameters,
@@ -41,7 +42,7 @@ def simplify(program: Program) -> Program:
             value=visit(weights.value) if weights.value else None,
             sink=visit(weights.sink) if weights.sink else None,
         ),
-        output=visit(program.output) if program.output else None,
+        output=None if output is OUT else output,  # `output out` says nothing
         grid=grid
         and dataclasses.replace(
             grid, extents=tuple(visit(e) for e in grid.extents), start=visit(grid.start)

@@ -76,7 +76,7 @@ def is_pair(leaf: Leaf) -> bool:
 
 
 def summed_leaves(plan: KernelPlan, level: str) -> list[tuple[Leaf, str]]:
-    """Leaves whose adjoint is summed over keys ("row") or queries ("column"), with the sums' names."""
+    """Leaves whose adjoint is summed over keys ("row") or queries ("column"); names of the sums."""
     found = [leaf for leaf in plan.leaves if leaf.level == level and not is_pair(leaf)]
     return [(leaf, f"adjoint_{level}_{at}") for at, leaf in enumerate(found)]
 
@@ -173,7 +173,7 @@ def write_chunk(block: Block) -> None:
         with lines.block("for lo, hi in masked:"):
             kept = block.write_kept()
             lines.add(f"dropped.append((lo - first, hi - first, ~{in_brackets(kept)}))")
-    lines.add("weight = attn_clear(weight, dropped).view(shape)")
+    lines.add("weight = attn_clear(weight, dropped).reshape(shape)")
     lines.add(
         "grad_values[n0:n1, first:end] += torch.bmm(weight.transpose(1, 2), grad_block)",
         "adjoint = torch.bmm(grad_block, values[n0:n1, first:end].transpose(1, 2))",
@@ -204,7 +204,7 @@ def write_raw_gradient(block: Block) -> None:
         return
     lines.origin(plan.program, plan.raw_partial)
     lines.add(
-        f"by_score = {adjoint_text(block, plan.raw_partial)}.view(shape)",
+        f"by_score = {adjoint_text(block, plan.raw_partial)}.reshape(shape)",
         "grad_rows.baddbmm_(by_score, keys[n0:n1, first:end])",
         "grad_keys[n0:n1, first:end] += torch.bmm(by_score.transpose(1, 2), packed)",
     )

@@ -169,7 +169,7 @@ class Block:
     @contextmanager
     def parts(self) -> Iterator[None]:
         """The loop over parts of batch and heads."""
-        lines, plan = self.lines, self.plan
+        lines = self.lines
         lines.add("heads = max(1, ROOM // (COLUMNS * max(size_G, 1) * min(ROWS, max(size_Nq, 1))))")
         if self.by == "all":
             self._write_shifts()

@@ -54,7 +54,7 @@ def write_results_begin(lines: Lines, plan: KernelPlan) -> None:
 
 
 def write_value(block: Block, *more: Node) -> list[str]:
-    """Sets `weight`, a tensor that may be changed, to the plan's value; returns texts of more nodes.
+    """Sets `weight`, a tensor of its own, to the plan's value; returns the texts of more nodes.
 
     Where the value is the raw score, `weight` is `score` itself, unless more nodes need that.
     """
@@ -89,7 +89,7 @@ def write_chunk(block: Block) -> None:
                 lines.add(f"torch.minimum(open_weight, attn_limit({kept}), out=open_weight)")
             else:
                 lines.add(f'open_weight.masked_fill_(~{in_brackets(kept)}, float("-inf"))')
-    lines.add("weight = weight.view(shape)")
+    lines.add("weight = weight.reshape(shape)")
     if plan.form == "softmax":
         lines.add("more_stat = attn_softmax(weight)")
     elif plan.form == "normalize":

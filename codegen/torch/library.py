@@ -209,7 +209,8 @@ def attn_window(
     for axis, name in enumerate("bhqk"):
         if name not in ranges:
             found = found.unsqueeze(axis)
-    return found.unflatten(1, (-1, groups) if "h" in ranges else (1, 1))
+    heads = (found.shape[1] // groups, groups) if "h" in ranges else (1, 1)
+    return found.reshape(found.shape[0], *heads, *found.shape[2:])
 
 
 def attn_window_add(
@@ -347,13 +348,13 @@ def attn_dot_pieces(
     query: torch.Tensor, table: torch.Tensor, indices: tuple[torch.Tensor | int, ...]
 ) -> list[tuple[tuple[slice, ...], torch.Tensor, torch.Tensor, int, torch.Tensor]]:
     """Pieces of a dot in which the leading axes share the table's rows: the place in the result,
-    the row numbers, which of them exist, the least of them, and the rows from it to the greatest."""
+    the row numbers, which of them exist, the least of them, and the rows from there to the
+    greatest."""
     if table.numel() == 0:
         return []
     flat, inside = attn_flat(table.shape[:-1], indices, query)
     flat = flat.reshape((1,) * (query.dim() - flat.dim()) + flat.shape)
     inside = inside.reshape((1,) * (query.dim() - inside.dim()) + inside.shape)
-    flat, inside = torch.broadcast_tensors(flat, inside)
     leading = flat.shape[:-2]
     pieces = []
     for place in torch.cartesian_prod(*(torch.arange(n) for n in leading)).view(-1, len(leading)):

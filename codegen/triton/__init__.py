@@ -9,21 +9,32 @@ from attndsl.plan.kernel_plan import KernelPlan
 
 from ..lines import Lines
 from ..scope import library_text as torch_library_text
-from .backward import BackwardKeyValue, BackwardQuery, BackwardTables, Delta, table_leaves
+from .backward import (
+    BackwardDots,
+    BackwardKeyValue,
+    BackwardQuery,
+    BackwardTables,
+    Delta,
+    dot_leaves,
+    table_leaves,
+)
 from .forward import Forward
 from .header import write_header
 from .host import FUNCTIONS, TABLE_FUNCTIONS, write_backward, write_forward
 from .kernel import Kernel
 from .library import library_text
 
+Written = Forward | Delta | BackwardQuery | BackwardDots | BackwardKeyValue | BackwardTables
+
 
 def write_kernels(plan: KernelPlan) -> tuple[dict[str, Kernel], list[str]]:
     """The kernels by name, in the order in which they run, and their texts."""
-    kernels: list[Forward | Delta | BackwardQuery | BackwardKeyValue | BackwardTables]
-    kernels = [Forward(plan)]
+    kernels: list[Written] = [Forward(plan)]
     if plan.form != "elementwise":
         kernels.append(Delta(plan))
     kernels += [BackwardQuery(plan), BackwardKeyValue(plan)]
+    if dot_leaves(plan):
+        kernels.append(BackwardDots(plan))
     if table_leaves(plan):
         kernels.append(BackwardTables(plan))
     texts = [kernel.write() for kernel in kernels]
@@ -36,14 +47,7 @@ def emit(plan: KernelPlan) -> str:
     host = Lines()
     write_forward(host, plan, kernels["forward"])
     host.blank(2)
-    write_backward(
-        host,
-        plan,
-        kernels.get("backward_delta"),
-        kernels["backward_dq"],
-        kernels["backward_dkv"],
-        kernels.get("backward_tables"),
-    )
+    write_backward(host, plan, kernels)
     body = "\n\n".join(texts)
     functions = FUNCTIONS + ("\n\n" + TABLE_FUNCTIONS if table_leaves(plan) else "")
     lines = Lines()

@@ -23,8 +23,13 @@ def numbered_leaves(plan: KernelPlan, *levels: str) -> list[NumberedLeaf]:
     return [
         NumberedLeaf(number, leaf)
         for number, leaf in enumerate(plan.leaves)
-        if leaf.level in levels and not is_const(leaf.partial, 0.0)
+        if level_of_adjoint(leaf) in levels and not is_const(leaf.partial, 0.0)
     ]
+
+
+def level_of_adjoint(leaf: Leaf) -> str:
+    """Where the adjoint of a leaf can be summed: a dot with a query varies with it."""
+    return "pair" if leaf.node.op == "dot" and leaf.level == "column" else leaf.level
 
 
 class Adjoint(Kernel):
@@ -51,11 +56,11 @@ class Adjoint(Kernel):
         self.is_plain = plan.value is SCORE
         self.has_score_adjoint = with_score and not is_const(plan.raw_partial, 0.0)
         self.roots: list[Node] = [plan.program.mask, plan.value]
-        if plan.may_be_masked_by_score:
+        if plan.may_be_masked_by_score and plan.form != "softmax":
             self.roots.append(plan.logit)
         if self.has_score_adjoint:
             self.roots.append(plan.raw_partial)
-        self.roots += [n for item in leaves for n in (item.leaf.partial, *item.leaf.node.args)]
+        self.roots += [item.leaf.partial for item in leaves]
 
     def add_input_arguments(self) -> None:
         arguments, plan = self.arguments, self.plan
@@ -95,38 +100,44 @@ class Adjoint(Kernel):
         return [root for root in self.roots if partial or root is not mask]
 
     def write_weights(self, partial: bool) -> str:
-        """score, weight and, where the pairs need a test, `keep`; the test's text or ""."""
+        """score and weight; the text of the test that a pair takes part, "" where all do."""
         lines, plan = self.lines, self.plan
         if self.has_score:
             left, right = ("key", "query") if self.columns_first else ("query", "key")
             self.write_product("score", left, right, plan.query_chunks)
             if not self.is_plain:
                 lines.add("score = score * scale")
-        self.values.share(lines, [*self.tile_roots(partial)])
+        self.values.share(lines, self.tile_roots(partial))
         tests = self.mask_tests(partial, self.every_row)
+        if plan.form == "softmax":
+            return self._write_softmax(tests)
         if plan.may_be_masked_by_score:
             (text,) = self.values.write(lines, plan.logit)
             tests.append(f"({text} != {NEGATIVE_INFINITY})")
-        keep = ""
         if tests:
             lines.add(f"keep = {' & '.join(tests)}")
-            keep = "keep"
+        lines.origin(plan.program, plan.value)
+        (text,) = self.values.write(lines, plan.value)
+        lines.add(f"weight = {self.spread(plan.value, text)}")
+        if plan.form == "normalize":
+            lines.add("weight = weight * base_row")
+        if tests:
+            lines.add("weight = tl.where(keep, weight, 0.0)")
+        return "keep" if tests else ""
+
+    def _write_softmax(self, tests: list[str]) -> str:
+        lines, plan = self.lines, self.plan
         lines.origin(plan.program, plan.value)
         if self.is_plain:
             lines.add("weight = tl.exp2(score * (scale * LOG2E) - base_row)")
-        elif plan.form == "softmax":
-            (text,) = self.values.write(lines, plan.value)
-            lines.add(
-                f"weight = {self.spread(plan.value, f'tl.exp2(({text}) * LOG2E - base_row)')}"
-            )
         else:
             (text,) = self.values.write(lines, plan.value)
-            lines.add(f"weight = {self.spread(plan.value, text)}")
-            if plan.form == "normalize":
-                lines.add("weight = weight * base_row")
-        if keep:
-            lines.add("weight = tl.where(keep, weight, 0.0)")
-        return keep
+            exponential = f"tl.exp2(({text}) * LOG2E - base_row)"
+            lines.add(f"weight = {self.spread(plan.value, exponential)}")
+        if tests:
+            lines.add(f"weight = tl.where({' & '.join(tests)}, weight, 0.0)")
+        # A weight of 0 has an adjoint of 0, however the weight came to be 0.
+        return "(weight != 0.0)" if tests or plan.may_be_masked_by_score else ""
 
     def write_pair_adjoint(self, keep: str) -> None:
         """adjoint: of the logit where the weights are softmax, else of the weight before the sum."""
@@ -149,4 +160,4 @@ class Adjoint(Kernel):
         return f"tl.where({keep}, {product}, 0.0)" if keep else product
 
     def dot_indices(self, leaf: Leaf) -> list[str]:
-        return self.values.write(self.lines, *leaf.node.args)
+        return self.values.write(self.lines, *self.values.indices(leaf.node))

@@ -59,6 +59,7 @@ class Arguments:
     def __init__(self, plan: KernelPlan, name: str, config: Config) -> None:
         self.plan, self.name, self.config = plan, name, config
         self.arguments: list[Argument] = []
+        self._wide: dict[str, set[int]] = {}
 
     def add(self, name: str, type: str, host: str | None = None, aligned: bool = False) -> None:
         self.arguments.append(Argument(name, type, host or name, aligned))
@@ -116,6 +117,8 @@ class Arguments:
             if tensor.name in names["tensor"]:
                 self.add(f"t_{tensor.name}", POINTER_TYPES[dtype])
                 self.add_dims(tensor.name, len(tensor.dims))
+        for node in dict.fromkeys(n for root in roots for n in find(root, "lookup", "dot")):
+            self.add_wide(node)
         assert all(size in SIZES or size in program.bound_dims for size in names["size"])
 
     def add_dims(self, tensor: str, rank: int) -> None:
@@ -124,6 +127,15 @@ class Arguments:
             self.add(f"d{axis}_{tensor}", "i32", f"t_{tensor}.shape[{axis}]")
         for axis in range(rank - 1):
             self.add(f"s{axis}_{tensor}", "i64", f"t_{tensor}.stride({axis})")
+
+    def add_wide(self, node: Node) -> None:
+        """Whether offsets along the axes that vary with rows or columns need int64."""
+        axes = self._wide.setdefault(node.name, set())
+        axes |= {a for a, index in enumerate(node.args) if index.varies & {"q", "k", "d", "out"}}
+
+    def wide_axes(self) -> dict[str, tuple[int, ...]]:
+        """The axes of each tensor over which the kernel walks."""
+        return {name: tuple(sorted(axes)) for name, axes in self._wide.items()}
 
     def has(self, name: str) -> bool:
         return any(argument.name == name for argument in self.arguments)
@@ -144,6 +156,8 @@ class Arguments:
             for argument in self.arguments:
                 annotation = ANNOTATIONS.get(argument.type)
                 lines.add(f"{argument.name}: {annotation}," if annotation else f"{argument.name},")
+            for name in self._wide:
+                lines.add(f"wide_{name}: tl.constexpr,")
             lines.add("BLOCK_M: tl.constexpr,", "BLOCK_N: tl.constexpr,")
         lines.add("):")
 
@@ -153,6 +167,8 @@ class Arguments:
         with lines.indented():
             for argument in self.arguments:
                 lines.add(f"{argument.host},")
+            for name, axes in self.wide_axes().items():
+                lines.add(f"wide_{name}=attn_is_wide(t_{name}, {axes}),")
             config = self.config
             lines.add(f"BLOCK_M={config.block_m},", f"BLOCK_N={config.block_n},")
             lines.add(f"num_warps={config.num_warps},", f"num_stages={config.num_stages},")
@@ -162,11 +178,16 @@ class Arguments:
     def spec(self) -> KernelSpec:
         config = self.config
         signature = {a.name: a.type for a in self.arguments}
+        signature |= {f"wide_{name}": "constexpr" for name in self._wide}
         signature |= {"BLOCK_M": "constexpr", "BLOCK_N": "constexpr"}
         return KernelSpec(
             name=self.name,
             signature=signature,
-            constants={"BLOCK_M": config.block_m, "BLOCK_N": config.block_n},
+            constants={
+                **{f"wide_{name}": False for name in self._wide},
+                "BLOCK_M": config.block_m,
+                "BLOCK_N": config.block_n,
+            },
             attributes={a.name: ALIGNMENT for a in self.arguments if a.aligned},
             num_warps=config.num_warps,
             num_stages=config.num_stages,

@@ -7,7 +7,6 @@ from attndsl.plan.kernel_plan import Config, KernelPlan
 
 from .adjoint import Adjoint, NumberedLeaf, numbered_leaves
 from .kernel import NEGATIVE_INFINITY, Kernel, arange, width_test
-from .values import tensor_arguments
 
 
 class Delta(Kernel):
@@ -98,13 +97,9 @@ class BackwardQuery(RowAdjoint):
     """Writes `backward_dq`: also the adjoints of row-level leaves, and the largest of pair-level ones."""
 
     def __init__(self, plan: KernelPlan) -> None:
-        rows = numbered_leaves(plan, "row")
-        pairs = numbered_leaves(plan, "pair")
-        super().__init__(plan, "backward_dq", plan.backward_dq, [*rows, *pairs])
-        self.rows = rows
-        self.pairs = pairs
-        self.tables = table_leaves(plan)
-        self.dots = [item for item in pairs if item.leaf.node.op == "dot"]
+        rows, tables = numbered_leaves(plan, "row"), table_leaves(plan)
+        super().__init__(plan, "backward_dq", plan.backward_dq, [*rows, *tables])
+        self.rows, self.tables = rows, tables
 
     def write(self) -> str:
         lines, plan, arguments = self.lines, self.plan, self.arguments
@@ -138,19 +133,13 @@ class BackwardQuery(RowAdjoint):
             if item in self.rows:
                 lines.add(f"row_sum_{number} += tl.sum({text}, 1)")
                 continue
-            lines.add(f"adjoint_{number} = {text}")
-            if item in self.tables:
-                lines.add(
-                    f"greatest_{number} = tl.maximum("
-                    f"greatest_{number}, tl.max(attn_finite_size(adjoint_{number}), 1))"
-                )
-            if item in self.dots:
-                self._write_dot(item)
+            lines.add(
+                f"greatest_{number} = tl.maximum("
+                f"greatest_{number}, tl.max(attn_finite_size({text}), 1))"
+            )
         if self.has_score_adjoint:
             text = self.leaf_adjoint(plan.raw_partial, keep)
-            if self.dots:
-                lines.add(f"adjoint = {text} * scale")
-            elif text != "adjoint":
+            if text != "adjoint":
                 lines.add(f"adjoint = {text}")
             for i in range(len(plan.query_chunks)):
                 lines.add(
@@ -158,24 +147,8 @@ class BackwardQuery(RowAdjoint):
                     f"adjoint.to(key_{i}.dtype), key_{i}, grad_query_{i}{self.precision})"
                 )
 
-    def _write_dot(self, item: NumberedLeaf) -> None:
-        """Adds adjoint * tensor[...] to the gradient of query, one element after the other."""
-        lines, plan, node = self.lines, self.plan, item.leaf.node
-        rank = len(node.args) + 1
-        indices = self.dot_indices(item.leaf)
-        arguments = ", ".join([*tensor_arguments(node.name, rank), *indices])
-        with lines.block(f"for element in range(0, {plan.request.head_dim}):"):
-            lines.add(
-                f"part = tl.sum(adjoint_{item.number} * attn_part{rank}({arguments}, element), 1)"
-            )
-            for i, chunk in enumerate(plan.query_chunks):
-                lines.add(
-                    f"grad_query_{i} += tl.where({arange(chunk)} == element, part[:, None], 0.0)"
-                )
-
     def _write_end(self) -> None:
         lines, plan = self.lines, self.plan
-        scaled = "" if self.dots else " * scale"
         self.write_own_stores(
             "grad_query",
             plan.request.head_dim,
@@ -183,7 +156,7 @@ class BackwardQuery(RowAdjoint):
             plan.query_chunks,
             "Nq",
             "BLOCK_M",
-            lambda i: f"(grad_query_{i}{scaled}).to(grad_query.dtype.element_ty)",
+            lambda i: f"(grad_query_{i} * scale).to(grad_query.dtype.element_ty)",
         )
         if self.rows or self.tables:
             lines.add("row = start_m + tl.arange(0, BLOCK_M)")
@@ -198,6 +171,60 @@ class BackwardQuery(RowAdjoint):
                 f"{name} = tl.where(row < Nq, {name}, 0.0)",
                 f"tl.store(largest_{item.number} + tl.program_id(0), tl.max({name}, 0))",
             )
+
+
+class BackwardDots(RowAdjoint):
+    """Writes `backward_dots`: what dots of queries with a vector for each pair add to the gradients of
+    queries. It is a kernel of its own because `backward_dq` has no registers left for it."""
+
+    def __init__(self, plan: KernelPlan) -> None:
+        super().__init__(
+            plan, "backward_dots", plan.backward_dq, dot_leaves(plan), with_score=False
+        )
+
+    def write(self) -> str:
+        lines, plan, arguments = self.lines, self.plan, self.arguments
+        self.add_input_arguments()
+        arguments.add_own("dots", "float32")
+        self.add_other_arguments()
+        lines.add('"""What dots of queries with a vector for each pair add to their gradients."""')
+        self.write_inputs()
+        for i, chunk in enumerate(plan.query_chunks):
+            lines.add(f"grad_query_{i} = tl.zeros([BLOCK_M, {chunk.width}], tl.float32)")
+        self.write_tiles(self._write_tile)
+        self.write_own_stores(
+            "dots",
+            plan.request.head_dim,
+            "start_m",
+            plan.query_chunks,
+            "Nq",
+            "BLOCK_M",
+            lambda i: f"grad_query_{i}",
+        )
+        return self.finish()
+
+    def _write_tile(self, partial: bool) -> None:
+        keep = self.write_tile_adjoint(partial)
+        for item in self.leaves:
+            self.lines.origin(self.plan.program, item.leaf.node)
+            text = self.leaf_adjoint(item.leaf.partial, keep)
+            self.lines.add(f"adjoint_{item.number} = {text}")
+            self._write_dot(item)
+
+    def _write_dot(self, item: NumberedLeaf) -> None:
+        """Adds adjoint * tensor[...] to the gradient of query, one element after the other."""
+        lines, plan, node = self.lines, self.plan, item.leaf.node
+        pattern = self.values.pattern(self.values.normal(node))
+        indices = self.dot_indices(item.leaf)
+        arguments = ", ".join([*self.values.tensor_arguments(node.name), *indices])
+        with lines.block(f"for element in tl.range(0, {plan.request.head_dim}, num_stages=1):"):
+            lines.add(
+                f"part = tl.sum(adjoint_{item.number} * attn_part_{pattern}({arguments}, element), 1)"
+            )
+            for i, chunk in enumerate(plan.query_chunks):
+                lines.add(
+                    f"grad_query_{i} += tl.where({arange(chunk)} == element, part[:, None], 0.0)"
+                )
 
 
 class BackwardKeyValue(Adjoint):
@@ -350,20 +377,20 @@ class BackwardTables(RowAdjoint):
             text = self.leaf_adjoint(item.leaf.partial, keep)
             lines.add(f"adjoint_{item.number} = {text}")
             indices = self.dot_indices(item.leaf)
-            rank = len(plan.program.tensor(node.name).dims)
-            extents = [f"d{axis}_{node.name}" for axis in range(rank)]
+            pattern = self.values.pattern(self.values.normal(node))
+            extents = self.values.tensor_arguments(node.name, with_strides=False)
             if node.op == "lookup":
                 arguments = ", ".join([f"sums_{node.name}", *extents, *indices])
                 amount = f"attn_fixed(adjoint_{item.number}, scale_{node.name})"
-                lines.add(f"attn_add{rank}({arguments}, {amount}, {keep})")
+                lines.add(f"attn_add_{pattern}({arguments}, {amount}, {keep})")
                 continue
             arguments = ", ".join([f"sums_{node.name}", *extents, *indices, "element"])
             stride = "" if plan.request.unit_stride else " * query_stride_d"
-            with lines.block(f"for element in range(0, {plan.request.head_dim}):"):
+            with lines.block(f"for element in tl.range(0, {plan.request.head_dim}, num_stages=1):"):
                 lines.add(
                     f"part = tl.load(query_rows + element{stride}, mask=rows < Nq, other=0.0)",
                     f"part = adjoint_{item.number} * part.to(tl.float32)",
-                    f"attn_add{rank}({arguments}, attn_fixed(part, scale_{node.name}), {keep})",
+                    f"attn_add_{pattern}n({arguments}, attn_fixed(part, scale_{node.name}), {keep})",
                 )
 
 
@@ -377,9 +404,13 @@ def table_names(plan: KernelPlan) -> list[str]:
     return list(dict.fromkeys(item.leaf.node.name for item in table_leaves(plan)))
 
 
+def dot_leaves(plan: KernelPlan) -> list[NumberedLeaf]:
+    """The dots of queries with a vector for each pair."""
+    return [i for i in numbered_leaves(plan, "pair") if i.leaf.node.op == "dot"]
+
+
 def adds_to_query_on_host(plan: KernelPlan) -> bool:
-    """Whether a dot outside the pairs adds to the gradient of query, which must then be float32."""
-    leaves = [*plan.sink_partials, *plan.output_partials]
-    leaves += [leaf for leaf in plan.leaves if leaf.level != "pair"]
+    """Whether a dot adds to the gradient of query on the host, where it must then be float32."""
+    leaves = [*plan.sink_partials, *plan.output_partials, *plan.leaves]
     return any(leaf.node.op == "dot" for leaf in leaves)
 

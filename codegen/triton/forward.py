@@ -165,7 +165,8 @@ class Forward(Kernel):
             (text,) = self.values.write(lines, sink)
             lines.add(
                 f"sink = tl.sum(tl.zeros([BLOCK_M, 1], tl.float32) + ({text}) * LOG2E, 1)",
-                "greatest = tl.where(empty, 0.0, tl.maximum(most, sink))",
+                "greatest = tl.maximum(most, sink)",
+                f"greatest = tl.where(greatest == {NEGATIVE_INFINITY}, 0.0, greatest)",
                 "rescale = tl.exp2(most - greatest)",
                 "total = total * rescale + tl.exp2(sink - greatest)",
                 "most = greatest",

@@ -22,7 +22,7 @@ def write_header(lines: Lines, plan: KernelPlan) -> None:
         "is specialised but for the alignment of addresses that every call has.",
     )
     lines.blank()
-    lines.add("import contextlib", "", "import torch", "import triton", "import triton.language as tl")
+    lines.add("import contextlib", "import math", "", "import torch", "import triton", "import triton.language as tl")
     lines.blank()
     lines.add(
         f"ACCUMULATOR = torch.{plan.accumulator}",

@@ -23,6 +23,13 @@ def attn_packed(tensor, dtype):
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
+def attn_is_wide(tensor, axes):
+    """Whether offsets along these axes need more than 32 bits."""
+    packed = [math.prod(tensor.shape[a + 1 :]) for a in range(tensor.dim())]
+    strides = [max(pair) for pair in zip(packed, tensor.stride())]
+    return sum((tensor.shape[a] - 1) * strides[a] for a in axes) >= 2**31
+
+
 def attn_device(tensor):
     """The context in which a launch goes to the tensor's device."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
@@ -86,9 +93,11 @@ def write_launch(lines: Lines, kernel: Kernel, count: str, name: str) -> None:
 
 
 def write_backward(
-    lines: Lines, plan: KernelPlan, delta: Kernel | None, dq: Kernel, dkv: Kernel, tables: Kernel | None
+    lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]
 ) -> None:
     """`run_backward`."""
+    delta, tables = kernels.get("backward_delta"), kernels.get("backward_tables")
+    dq, dkv = kernels["backward_dq"], kernels["backward_dkv"]
     arguments = "grad_out, grad_lse, query, key, value, raw, stat, "
     arguments += FORWARD_ARGUMENTS.removeprefix("query, key, value, ")
     with lines.block(f"def run_backward({arguments}):"):
@@ -103,6 +112,10 @@ def write_backward(
             _write_delta(lines, delta)
         host.write_sink_backward(lines, plan)
         _write_query(lines, plan, dq)
+        if "backward_dots" in kernels:
+            lines.add("dots = torch.empty_like(grad_query)")
+            write_launch(lines, kernels["backward_dots"], *grid_of_rows(dq))
+            lines.add("grad_query += dots")
         _write_key_value(lines, plan, dkv)
         _write_leaves(lines, plan, dq, dkv)
         if tables is not None:

@@ -20,12 +20,12 @@ class Integers:
 
     def __init__(self, plan: KernelPlan) -> None:
         names = [tensor.name for tensor in plan.program.tensors]
-        self._dtypes = dict(zip(names, plan.request.tensor_dtypes, strict=True))
-        self._ranges = Ranges(tables=self._dtypes)
+        self.dtypes = dict(zip(names, plan.request.tensor_dtypes, strict=True))
+        self._ranges = Ranges(tables=self.dtypes)
         self._wide: dict[Node, bool] = {}
 
     def dtype(self, tensor: str) -> str:
-        return self._dtypes[tensor]
+        return self.dtypes[tensor]
 
     def is_wide(self, node: Node) -> bool:
         """Whether the node's text is an int64 in the kernel."""
@@ -46,7 +46,7 @@ class Integers:
         if node.op in NARROW:
             return False
         if node.op == "lookup":
-            return self._dtypes[node.name] in WIDE_DTYPES
+            return self.dtypes[node.name] in WIDE_DTYPES
         low, high = self._ranges.of(node)
         fits = INT32[0] <= low and high <= INT32[1]
         return not fits or any(self._wide[arg] for arg in node.args if arg.kind == "int")

@@ -138,8 +138,23 @@ def attn_truth(x):
 
 @triton.jit
 def attn_fits(index, extent):
-    """Whether an index lies within an axis."""
+    """Whether an int32 index lies within an axis: below 0 it is a large number without sign."""
+    return attn_truth(tl.cast(index, tl.uint32) < tl.cast(extent, tl.uint32))
+
+
+@triton.jit
+def attn_fits_wide(index, extent):
+    """Whether an int64 index lies within an axis."""
     return attn_truth((index >= 0) & (index < extent))
+
+
+@triton.jit
+def attn_step(index, stride, wide: tl.constexpr):
+    """The offset of an index: in int32 unless the tensor is so large that it needs int64."""
+    if wide:
+        return tl.cast(index, tl.int64) * stride
+    else:
+        return tl.cast(index, tl.int32) * tl.cast(stride, tl.int32)
 
 
 @triton.jit
@@ -164,82 +179,120 @@ def attn_fixed(x, unit):
 '''
 
 
-def indexed(rank: int) -> tuple[str, str, str, str]:
-    """Parts of a helper for a tensor: extents, strides, indices, and the test that they fit."""
-    extents = ", ".join(f"d{a}" for a in range(rank))
-    indices = ", ".join(f"i{a}" for a in range(rank))
-    strides = ", ".join(f"s{a}" for a in range(rank - 1))
-    inside = " & ".join(f"attn_fits(i{a}, d{a})" for a in range(rank))
-    return extents, strides, indices, inside
+# A pattern has a letter for each axis that is indexed: how its index varies and is tested.
+#   u  with the program alone; always within the axis
+#   p  with the program alone
+#   n  with rows or columns, int32
+#   w  with rows or columns, int64
+PATTERN_LETTERS = "upnw"
 
 
-def offset(rank: int) -> str:
-    """The offset of an element by strides; the last is 1."""
-    return " + ".join([*(f"i{a} * s{a}" for a in range(rank - 1)), f"i{rank - 1}"])
+def test_text(pattern: str) -> str:
+    """The test that the indices of a pattern lie within their axes, "" where it needs none."""
+    names = {"p": "attn_fits_wide", "n": "attn_fits", "w": "attn_fits_wide"}
+    tests = [f"{names[c]}(i{a}, d{a})" for a, c in enumerate(pattern) if c != "u"]
+    return " & ".join(tests)
 
 
-def lookup_function(rank: int) -> str:
-    extents, strides, indices, inside = indexed(rank)
-    signature = ", ".join(part for part in ("tensor", extents, strides, indices) if part)
+def offset_texts(pattern: str, strides: list[str]) -> tuple[str, str]:
+    """The offset of an element: what the program alone gives, int64, and the rest."""
+    outer = [
+        f"tl.cast(i{a}, tl.int64) * {strides[a]}" for a, c in enumerate(pattern) if c in "up"
+    ]
+    inner = [
+        f"attn_step(i{a}, {strides[a]}, wide)" for a, c in enumerate(pattern) if c not in "up"
+    ]
+    return " + ".join(outer), " + ".join(inner)
+
+
+def signature(pattern: str, axes: int) -> str:
+    """Parameters of a helper: extents, strides, the flag, indices."""
+    extents = [f"d{a}" for a in range(axes)]
+    strides = [f"s{a}" for a in range(axes - 1)]
+    indices = [f"i{a}" for a in range(len(pattern))]
+    return ", ".join(["tensor", *extents, *strides, "wide: tl.constexpr", *indices])
+
+
+def load_text(pattern: str, strides: list[str], element: str = "") -> str:
+    """The load of an element, 0 where an index lies outside."""
+    outer, inner = offset_texts(pattern, strides)
+    place = " + ".join(part for part in ("tensor", outer, inner and f"({inner})", element) if part)
+    test = test_text(pattern)
+    return f"tl.load({place}, mask={test}, other=0)" if test else f"tl.load({place})"
+
+
+def lookup_function(pattern: str) -> str:
+    strides = [*(f"s{a}" for a in range(len(pattern) - 1)), "1"]
     return f'''\
 @triton.jit
-def attn_lookup{rank}({signature}):
+def attn_lookup_{pattern}({signature(pattern, len(pattern))}):
     """An element, 0 where an index lies outside the tensor."""
-    inside = {inside}
-    return tl.load(tensor + ({offset(rank)}), mask=inside, other=0)
+    return {load_text(pattern, strides)}
 '''
 
 
-def dot_functions(rank: int) -> str:
-    """Helpers for a tensor whose last axis is a vector; `rank` counts the other axes too."""
-    extents, strides, indices, _ = indexed(rank)
-    outer = rank - 1
-    indices = ", ".join(f"i{a}" for a in range(outer))
-    inside = " & ".join(f"attn_fits(i{a}, d{a})" for a in range(outer)) or "attn_fits(0, d0)"
-    start = " + ".join(f"i{a} * s{a}" for a in range(outer)) or "0"
-    arguments = ", ".join(part for part in ("tensor", extents, strides, indices) if part)
+def part_function(pattern: str) -> str:
+    strides = [f"s{a}" for a in range(len(pattern))]
     return f'''\
 @triton.jit
-def attn_part{rank}({arguments}, d):
-    """Element d of a vector of the tensor, 0 where an index lies outside."""
-    inside = {inside}
-    return tl.load(tensor + ({start} + d), mask=inside, other=0).to(tl.float32)
+def attn_part_{pattern}({signature(pattern, len(pattern) + 1)}, element):
+    """An element of a vector of the tensor, 0 where an index lies outside."""
+    return {load_text(pattern, strides, "element")}.to(tl.float32)
+'''
 
 
+def dot_function(pattern: str) -> str:
+    parameters = signature(pattern, len(pattern) + 1)
+    arguments = parameters.replace(": tl.constexpr", "")
+    return f'''\
 @triton.jit
-def attn_dot{rank}(query_at, query_stride, rows, {arguments}, D: tl.constexpr):
+def attn_dot_{pattern}(query_at, query_stride, rows, {parameters}, D: tl.constexpr):
     """dot(query, tensor[...]), one element of the head dimension after the other."""
     part = tl.load(query_at, mask=rows, other=0.0).to(tl.float32)
-    total = part * attn_part{rank}({arguments}, 0)
-    for d in range(1, D):
+    total = part * attn_part_{pattern}({arguments}, 0)
+    for d in tl.range(1, D, num_stages=1):
         part = tl.load(query_at + d * query_stride, mask=rows, other=0.0).to(tl.float32)
-        total += part * attn_part{rank}({arguments}, d)
+        total += part * attn_part_{pattern}({arguments}, d)
     return total
 '''
 
 
-def add_function(rank: int) -> str:
+def add_function(pattern: str) -> str:
     """Adds to a contiguous int64 tensor of the shape of a program's tensor."""
-    extents, _, indices, inside = indexed(rank)
-    place = "tl.cast(i0, tl.int64)"
-    for axis in range(1, rank):
-        place = f"({place}) * d{axis} + i{axis}"
+    rank = len(pattern)
+    lines = [f"c{rank - 1} = 1"]
+    for axis in range(rank - 2, -1, -1):
+        lines.append(f"c{axis} = tl.cast(d{axis + 1}, tl.int64) * c{axis + 1}")
+    outer, inner = offset_texts(pattern, [f"c{a}" for a in range(rank)])
+    place = " + ".join(part for part in ("sums", outer, inner and f"({inner})") if part)
+    test = test_text(pattern)
+    extents = ", ".join(f"d{a}" for a in range(rank))
+    indices = ", ".join(f"i{a}" for a in range(rank))
+    body = "\n    ".join(lines)
     return f'''\
 @triton.jit
-def attn_add{rank}(sums, {extents}, {indices}, amount, keep):
+def attn_add_{pattern}(sums, {extents}, wide: tl.constexpr, {indices}, amount, keep):
     """Adds whole numbers to elements; what lies outside the tensor is dropped."""
-    keep = tl.broadcast_to(keep & {inside}, amount.shape)
-    place = tl.broadcast_to({place}, amount.shape)
-    tl.atomic_add(sums + place, amount, mask=keep, sem="relaxed")
+    {body}
+    keep = tl.broadcast_to(keep{" & " + test if test else ""}, amount.shape)
+    tl.atomic_add(tl.broadcast_to({place}, amount.shape), amount, mask=keep, sem="relaxed")
 '''
 
 
 def library_text(body: str) -> str:
     """The helpers that the body calls, directly or through others, in a fixed order."""
-    ranks = sorted({int(r) for r in re.findall(r"\battn_(?:lookup|dot|part|add)(\d+)", body)})
     texts = [*FUNCTIONS.split("\n\n\n")]
-    for rank in ranks:
-        texts += [lookup_function(rank), *dot_functions(rank).split("\n\n\n"), add_function(rank)]
+    makers = {
+        "lookup": lookup_function,
+        "part": part_function,
+        "dot": dot_function,
+        "add": add_function,
+    }
+    used = re.findall(rf"\battn_({'|'.join(makers)})_([{PATTERN_LETTERS}]+)\b", body)
+    for kind, pattern in sorted(set(used)):
+        texts.append(makers[kind](pattern))
+        if kind == "dot":
+            texts.append(part_function(pattern))
     functions = {re.findall(r"def (\w+)", text)[0]: text.strip("\n") for text in texts}
     needed: set[str] = set()
     new = set(re.findall(r"\battn_\w+", body)) & functions.keys()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from attndsl.analysis.intervals import INT32, POSITION, Range, Ranges
 from attndsl.ir.nodes import Node, constant, find, is_const, make, rebuild
 from attndsl.ir.ops import ATOM, PRODUCT, TEST, Spelling
 from attndsl.plan.kernel_plan import KernelPlan
@@ -14,6 +15,8 @@ from ..lines import Lines
 from .integers import NARROW_DTYPES, WIDE_DTYPES, Integers
 
 LEVELS = ("program", "row", "column", "pair")
+SUMS = ("add", "sub", "neg")
+AXIS = POSITION  # no axis of a tensor is longer
 COMPARISONS = ("lt", "le", "eq", "ne")
 SMALLEST_NORMAL = 2.0**-126
 LARGEST = (2.0 - 2.0**-23) * 2.0**127
@@ -46,21 +49,90 @@ def float32(value: float) -> float:
     return value if len(repr(value)) <= len(repr(rounded)) else rounded
 
 
-def normalised(root: Node) -> Node:
-    """The expression with constants that float32 can hold.
+def normalised(root: Node, ranges: Ranges) -> Node:
+    """The expression with constants that float32 can hold, sums of ints with what varies with rows
+    and what varies with columns added up apart, and indices that fit int32 where that can be.
 
-    >>> normalised(constant(1e-50))
+    >>> normalised(constant(1e-50), Ranges())
     const(0.0)
     """
 
     def change(node: Node, args: tuple[Node, ...]) -> Node:
         if node.op == "const":
             return constant(float32(node.value)) if node.kind == "float" else node
-        if node.op == "score" or args == node.args:
-            return node
-        return make(node.op, *args, attr=node.attr, kind=node.kind)
+        if node.op in ("lookup", "dot"):
+            args = tuple(narrowed(arg, ranges) for arg in args)
+        if args != node.args:
+            node = make(node.op, *args, attr=node.attr, kind=node.kind)
+        if node.kind == "int" and node.op in SUMS and level_of(node) == "pair":
+            rows, columns, pairs = parts_of_sum(node)
+            return total([part for part in (total(rows), total(columns), total(pairs)) if part])
+        return node
 
     return rebuild(root, change)
+
+
+Term = tuple[int, Node]  # a sign and what it stands before
+
+
+def parts_of_sum(node: Node) -> tuple[list[Term], list[Term], list[Term]]:
+    """The terms of an int sum that do not vary with columns; with columns alone; with both."""
+    parts: tuple[list[Term], list[Term], list[Term]] = ([], [], [])
+    waiting = [(1, node)]
+    while waiting:
+        sign, term = waiting.pop()
+        if term.op in SUMS and level_of(term) == "pair":
+            if term.op == "neg":
+                waiting.append((-sign, term.args[0]))
+            else:
+                waiting.append((-sign if term.op == "sub" else sign, term.args[1]))
+                waiting.append((sign, term.args[0]))
+        else:
+            parts[{"column": 1, "pair": 2}.get(level_of(term), 0)].append((sign, term))
+    return parts
+
+
+def total(terms: Sequence[Term | Node]) -> Node | None:
+    """The sum of signed terms, a positive one first; None for none."""
+    signed = [term if isinstance(term, tuple) else (1, term) for term in terms]
+    signed.sort(key=lambda term: -term[0])
+    result: Node | None = None
+    for sign, term in signed:
+        if result is None:
+            result = term if sign > 0 else make("neg", term)
+        else:
+            result = make("add" if sign > 0 else "sub", result, term)
+    return result
+
+
+def narrowed(index: Node, ranges: Ranges) -> Node:
+    """An index that is the same within any axis and outside all of them elsewhere, and fits int32.
+
+    Of X + Y with |Y| <= 2^29, X may be cut to -2^29 - 1 .. 2^30, as no axis is longer than 2^29.
+    """
+    if index.op not in SUMS or level_of(index) != "pair":
+        return index
+    rows, columns, pairs = parts_of_sum(index)
+    if pairs or fits(ranges.of(index), INT32):
+        return index
+    # Where both parts have terms: the row part and the column part, each with its sign inside.
+    x, y = total(rows), total(columns)
+    if x is None or y is None:
+        return index
+    for cut, other in ((x, y), (y, x)):
+        if fits(ranges.of(other), (-AXIS, AXIS)):
+            held = make("max", make("min", cut, constant(2 * AXIS)), constant(-AXIS - 1))
+            return make("add", held, other) if cut is x else make("add", other, held)
+    return index
+
+
+def held_in_int64(value: int) -> int:
+    """The value, or the int64 that is nearest to it."""
+    return min(max(value, -(2**63) + 1), 2**63 - 1)
+
+
+def fits(inner: Range, outer: Range) -> bool:
+    return outer[0] <= inner[0] and inner[1] <= outer[1]
 
 
 class Values:
@@ -77,12 +149,18 @@ class Values:
         self.order = ("program", *middle, "pair")
         self.printer = Printer("triton", self._leaf, spell=self._spell)
         self._normalised: dict[Node, Node] = {}
+        self._ranges = Ranges(tables=self.integers.dtypes)
 
     def normal(self, node: Node) -> Node:
         """The node with constants that float32 can hold."""
         if node not in self._normalised:
-            self._normalised[node] = normalised(node)
-        return self._normalised[node]
+            self._normalised[node] = normalised(node, self._ranges)
+        found = self._normalised[node]
+        for below in find(found, "const"):
+            if below.kind == "int" and not fits((below.value, below.value), INT32):
+                # Beside an int32 a bare number of this size is an error in Triton.
+                self.printer.names[below] = f"tl.cast({held_in_int64(int(below.value))}, tl.int64)"
+        return found
 
     def place(self, node: Node) -> int:
         """The depth at which a value is computed."""
@@ -139,8 +217,8 @@ class Values:
         return f"size_{name}" if name in self.plan.program.bound_dims else name
 
     def _lookup(self, node: Node, args: tuple[str, ...]) -> str:
-        rank = len(args)
-        text = f"attn_lookup{rank}({', '.join((*tensor_arguments(node.name, rank), *args))})"
+        call = ", ".join((*self.tensor_arguments(node.name), *args))
+        text = f"attn_lookup_{self.pattern(node)}({call})"
         if node.kind == "float":
             return f"{text}.to(tl.float32)"
         if node.kind == "int" and self.integers.dtype(node.name) in NARROW_DTYPES:
@@ -150,11 +228,33 @@ class Values:
         return text
 
     def _dot(self, node: Node, args: tuple[str, ...]) -> str:
-        rank = len(args) + 1
-        tensor = (*tensor_arguments(node.name, rank), *args)
         stride = "1" if self.plan.request.unit_stride else "query_stride_d"
-        rest = ", ".join((*tensor, str(self.plan.request.head_dim)))
-        return f"attn_dot{rank}(query_rows, {stride}, rows < Nq, {rest})"
+        width = str(self.plan.request.head_dim)
+        rest = ", ".join((*self.tensor_arguments(node.name), *args, width))
+        return f"attn_dot_{self.pattern(node)}(query_rows, {stride}, rows < Nq, {rest})"
+
+    def pattern(self, node: Node) -> str:
+        """How each index of a lookup or dot varies and is tested; see `library.py`."""
+        letters = ""
+        for index, dim in zip(node.args, self.plan.program.tensor(node.name).dims, strict=False):
+            if (index.attr, dim.attr) in (("b", "B"), ("h", "H")) and index.op == "index":
+                letters += "u"
+            elif level_of(index) == "program":
+                letters += "p"
+            else:
+                letters += "w" if self.integers.is_wide(index) else "n"
+        return letters
+
+    def indices(self, node: Node) -> tuple[Node, ...]:
+        """The indices of a lookup or dot as they are written."""
+        return self.normal(node).args
+
+    def tensor_arguments(self, name: str, with_strides: bool = True) -> list[str]:
+        """The kernel's names for a tensor: pointer, extents, strides, and whether it is large."""
+        rank = len(self.plan.program.tensor(name).dims)
+        pointer = [f"t_{name}"] if with_strides else []
+        strides = [f"s{axis}_{name}" for axis in range(rank - 1)] if with_strides else []
+        return [*pointer, *(f"d{axis}_{name}" for axis in range(rank)), *strides, f"wide_{name}"]
 
     def _spell(self, node: Node) -> Spelling:
         if node.op in ("floordiv", "floormod"):
@@ -175,12 +275,6 @@ class Values:
             template = spelling.template.replace(f"{{{first}}}", wide)
             return Spelling(template, spelling.precedence, slots)
         return spelling
-
-
-def tensor_arguments(name: str, rank: int) -> list[str]:
-    """The kernel's names for a tensor: pointer, extents, strides."""
-    extents = [f"d{axis}_{name}" for axis in range(rank)]
-    return [f"t_{name}", *extents, *(f"s{axis}_{name}" for axis in range(rank - 1))]
 
 
 def uses_score(*roots: Node) -> bool:

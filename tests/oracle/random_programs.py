@@ -49,6 +49,10 @@ class Case:
             lines.append(f"{name} = {[*given.shape] if is_large else given}")
         return "\n".join(lines)
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What hypothesis prints: without this, every number of every tensor."""
+        printer.text("\n" + repr(self))
+
 
 def programs() -> st.SearchStrategy[Case]:
     """Random cases as a hypothesis strategy; it shrinks towards short programs."""

@@ -112,3 +112,10 @@ def test_explain_refuses_what_mask_refuses():
         explain(attention, Nq=8, Nk=8, windw=3)
     with pytest.raises(attndsl.ArgumentError, match="Nk"):
         explain(attention, Nq=8)
+
+
+def test_explain_takes_the_width_from_a_tensor():
+    text = "attention a(rel: float[8, D]):\n    score score + dot(query, rel[clamp(q - k, 0, 7)])"
+    attention = attndsl.compile(text=text)
+    assert "D = 64" in attention.explain(Nq=8, Nk=8)
+    assert "D = 32" in attention.explain(Nq=8, Nk=8, rel=torch.zeros(8, 32))

@@ -98,6 +98,8 @@ def test_source_runs_by_itself() -> None:
         out, *_ = module["run_forward"](*x, 0.5, 0, 0, None, (), (3,))
         torch.testing.assert_close(out, attn.reference(*x, scale=0.5))
     assert attn.source(backend="torch") == attn.source("forward", backend="torch")
+    compiled = attndsl.compile(text=TEXT, backend="torch")
+    assert compiled.source() == attn.source(backend="torch") != attn.source()
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,10 @@ X = scalar("x", "float")
         (make("eq", C, TRUE), C),
         (make("ne", C, TRUE), make("le", K, Q)),
         (make("where", make("not", C), Q, K), make("where", make("le", K, Q), Q, K)),
-        (make("where", make("not", make("lt", X, SCORE)), Q, K), make("where", make("lt", X, SCORE), K, Q)),
+        (
+            make("where", make("not", make("lt", X, SCORE)), Q, K),
+            make("where", make("lt", X, SCORE), K, Q),
+        ),
         (make("where", C, TRUE, FALSE), C),
         (make("floor", make("to_float", Q)), Q),
         (make("exp", constant(0.0)), constant(1.0)),
