@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="attndsl", usage="attndsl COMMAND ...", add_help=False)
+    parser = argparse.ArgumentParser(prog="attndsl", add_help=False)
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -360,7 +360,7 @@ def _explain(options: argparse.Namespace) -> int:
     drawn = random_parameters(program, sizes, dict(options.set), seed=options.seed)
     named = {name: size for name, size in sizes.named.items() if name != "G"}
     offsets = (sizes.q_offset, sizes.k_offset)
-    seen = views.view(program, slots_of(program), named, *offsets, None, None, drawn)
+    seen = views.view(program, slots_of(program), named, *offsets, None, drawn)
     target = options.target or target_here(attention)
     request = request_for(program, target, dtype, sizes.head_dim, sizes.value_dim)
     print(describe(program, seen, request))

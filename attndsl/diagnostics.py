@@ -109,7 +109,9 @@ class ProgramError(ValueError):
 
     def __init__(self, diagnostics: Iterable[Diagnostic]) -> None:
         self.diagnostics: tuple[Diagnostic, ...] = tuple(diagnostics)
-        super().__init__("\n\n".join(d.render() for d in self.diagnostics))
+        text = "\n\n".join(d.render() for d in self.diagnostics)
+        # A file's name may hold what no encoding has.
+        super().__init__(text.encode("utf-8", "backslashreplace").decode())
 
     def __str__(self) -> str:
         return "\n" + str(self.args[0])

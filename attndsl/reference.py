@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attndsl.ir.nodes import Node
+from attndsl.ir.ops import INT_OF_FLOAT
 from attndsl.ir.program import Program
 
 Number = bool | int | float
@@ -33,7 +34,8 @@ def floormod(a: Tensor, b: Tensor) -> Tensor:
 
 
 def to_int(rounded: Tensor) -> Tensor:
-    return rounded.detach().to(torch.int64)
+    limited = torch.nan_to_num(rounded.detach(), nan=-torch.inf).clamp(-INT_OF_FLOAT, INT_OF_FLOAT)
+    return limited.to(torch.int64)
 
 
 # Ops whose result is a plain function of their arguments; `to_float` alone depends on the dtype.
@@ -233,7 +235,7 @@ def broadcast_shape(indices: list[Tensor]) -> tuple[int, ...]:
 
 def dot(table: Tensor, indices: list[Tensor], values: Values) -> Tensor:
     """`dot(query, table[indices])` in the dtype of the computation."""
-    assert values.query is not None, "dot is for scores and weights"
+    assert values.query is not None, "dot is not for masks"
     rows = values.query[values.leaf("b"), values.leaf("h"), values.leaf("row")]
     return (rows * read(table, indices).to(values.dtype)).sum(-1)
 
@@ -369,6 +371,10 @@ class Evaluation:
         leaves["score"] = score
         return replace(self.values(leaves), query=query)
 
+    def row_values(self, leaves: dict[str, Tensor | Callable[[], Tensor]]) -> Values:
+        """Values for a sink or an output, where a `dot` reads the query of every row."""
+        return replace(self.values(leaves), query=self.call.query.to(self.dtype))
+
     def weigh(self, pairs: Tensor, logit: Tensor, query: Tensor) -> tuple[Tensor, Tensor | None]:
         """The weight of each pair, normalised, and lse [rows] where the weights are softmax."""
         rows = pairs // max(self.shape[3], 1)
@@ -400,7 +406,7 @@ class Evaluation:
         sink = self.program.weights.sink
         sinks = None
         if sink is not None:
-            sinks = evaluate(sink, self.values(self.row_leaves(alive))).expand(alive.shape)
+            sinks = evaluate(sink, self.row_values(self.row_leaves(alive))).expand(alive.shape)
             top = top.index_copy(0, alive, torch.maximum(top[alive], sinks.detach()))
         exponential = torch.exp(logit - top[rows])
         total = self.sum_rows(rows, exponential)
@@ -419,7 +425,7 @@ class Evaluation:
         leaves = self.row_leaves(elements // width)
         leaves["d"] = elements % width
         leaves["out"] = out.flatten()
-        result = evaluate(self.program.output, self.values(leaves))
+        result = evaluate(self.program.output, self.row_values(leaves))
         return result.expand(elements.shape).view(out.shape)
 
 

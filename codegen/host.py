@@ -167,6 +167,10 @@ def write_output_backward(lines: Lines, plan: KernelPlan) -> None:
     scope.write_indices(lines, *partials)
     scope.printer.share(lines, partials)
     lines.add(f"grad_raw = {times('grad_out', scope.printer, by_out)}")
+    if plan.form != "elementwise":
+        # A row without a key passes nothing on, however steep the epilogue is at 0.
+        nothing = 'float("-inf")' if plan.form == "softmax" else "0.0"
+        lines.add(f"grad_raw = torch.where((stat == {nothing})[..., None], 0.0, grad_raw)")
     for leaf in plan.output_partials:
         scope.write_leaf(lines, leaf, times("grad_out", scope.printer, leaf.partial))
 
@@ -191,8 +195,9 @@ def write_sink(lines: Lines, plan: KernelPlan) -> None:
     lines.add(
         "without_sink = stat",
         f"stat = torch.logaddexp(stat, torch.zeros_like(stat) + {scope.printer.text(sink, 10)})",
-        'stat = torch.where(without_sink == float("-inf"), without_sink, stat)',
-        "raw *= torch.exp(without_sink - stat).nan_to_num_(0.0)[..., None]",
+        'empty = without_sink == float("-inf")',
+        "stat = torch.where(empty, without_sink, stat)",
+        "raw *= torch.where(empty, 0.0, torch.exp(without_sink - stat))[..., None]",
     )
 
 

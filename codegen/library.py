@@ -21,24 +21,29 @@ def torch_bool_to_int(x: torch.Tensor) -> torch.Tensor:
     return x.long()
 
 
+def torch_saturated(x: torch.Tensor) -> torch.Tensor:
+    """A whole float as int; what lies beyond int32 becomes its end, NaN the lower one."""
+    return torch.nan_to_num(x, nan=float("-inf")).clamp(-2147483520.0, 2147483520.0).long()
+
+
 def torch_floor(x: torch.Tensor) -> torch.Tensor:
     """x rounded down, as int."""
-    return torch.floor(x).long()
+    return torch_saturated(torch.floor(x))
 
 
 def torch_ceil(x: torch.Tensor) -> torch.Tensor:
     """x rounded up, as int."""
-    return torch.ceil(x).long()
+    return torch_saturated(torch.ceil(x))
 
 
 def torch_round(x: torch.Tensor) -> torch.Tensor:
     """x rounded to the nearest int, halves to the even one."""
-    return torch.round(x).long()
+    return torch_saturated(torch.round(x))
 
 
 def torch_trunc(x: torch.Tensor) -> torch.Tensor:
     """x rounded towards zero, as int."""
-    return torch.trunc(x).long()
+    return torch_saturated(torch.trunc(x))
 
 
 def torch_floordiv(x: torch.Tensor | int, y: torch.Tensor | int) -> torch.Tensor | int:

@@ -7,7 +7,7 @@ from functools import reduce
 
 from attndsl.analysis import build, predicates
 from attndsl.analysis.floats import float_value, is_finite
-from attndsl.analysis.intervals import Ranges
+from attndsl.analysis.intervals import Ranges, may_wrap
 from attndsl.analysis.linear import Linear, Term, form_range, linear, written
 from attndsl.analysis.predicates import (
     All,
@@ -212,6 +212,8 @@ class Box:
         if node.op == "lookup":
             return self._flag(self.summary(node, self))
         if node.op not in ("lt", "le", "eq", "ne") or node.args[0].kind != "float":
+            return MAYBE
+        if may_wrap(node):
             return MAYBE
         x, y = (self.value(arg) for arg in node.args)
         if node.op in ("lt", "le"):

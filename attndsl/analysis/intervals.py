@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Mapping, MutableMapping
 
 from attndsl.ir.nodes import Node, topological
+from attndsl.ir.ops import INT_OF_FLOAT
 
 Number = int | float
 Range = tuple[Number, Number]  # both inclusive; an unlimited end is -inf or inf
@@ -271,7 +272,7 @@ class Ranges:
         if node.op in COMPARISONS and node.args[0].kind == "float":
             return 0, 1  # one side may be NaN
         if node.op in TO_INT and not self._is_finite(node.args[0]):
-            return ALL  # the int of an infinity or of NaN may be any
+            return -INT_OF_FLOAT, INT_OF_FLOAT
         if node.op == "mul" and node.args[0] is node.args[1]:
             x = _abs(self.found[node.args[0]])
             low, high = _times(x[0], x[0]), _times(x[1], x[1])
@@ -279,6 +280,8 @@ class Ranges:
             low, high = transfer(*(self.found[arg] for arg in node.args))
         if math.isnan(low) or math.isnan(high):
             return ALL
+        if node.op in TO_INT:
+            low, high = max(low, -INT_OF_FLOAT), min(high, INT_OF_FLOAT)
         low, high = _limit(low), _limit(high)
         return _widen((low, high)) if node.kind == "float" else (low, high)
 
@@ -302,6 +305,30 @@ _ANY_CALL = Ranges()
 def range_of(root: Node) -> Range:
     """The range of a node, whatever the call; kept as long as the node."""
     return _ANY_CALL.of(root)
+
+
+class _AnyTable(dict[str, str]):
+    """Every table as one of int32: what is wider counts as a limit that nobody computes with."""
+
+    def get(self, key: str, default: object = None) -> str:  # type: ignore[override]
+        return "int32"
+
+
+_USUAL_CALL = Ranges(tables=_AnyTable())
+_WRAPS: MutableMapping[Node, bool] = weakref.WeakKeyDictionary()
+
+
+def may_wrap(root: Node) -> bool:
+    """Whether an int below a node may leave 64 bits, where tensors go on with what remains of it.
+
+    What the analysis concludes from exact numbers does not hold for such a node.
+    """
+    for node in topological(root) if root not in _WRAPS else ():
+        if node not in _WRAPS:
+            low, high = _USUAL_CALL.of(node) if node.kind == "int" else (0, 0)
+            is_wide = low < -(2**63) or high >= 2**63
+            _WRAPS[node] = is_wide or any(_WRAPS[arg] for arg in node.args)
+    return _WRAPS[root]
 
 
 def int_range(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from attndsl.analysis import build
+from attndsl.analysis.intervals import may_wrap
 from attndsl.analysis.linear import PAIR_INDICES, Linear, Term, linear
 from attndsl.ir.nodes import FALSE, TRUE, Node, topological
 
@@ -187,6 +188,8 @@ def _normal(node: Node, wanted: bool, of: Callable[[Node, bool], Predicate]) -> 
     if is_fixed(node):
         return Fixed(node if wanted else build.negation(node))
     args = node.args
+    if node.op in ("lt", "le", "eq", "ne") and may_wrap(node):
+        return Opaque(node, not wanted)
     if node.op == "not":
         return of(args[0], not wanted)
     if node.op in ("and", "or"):

@@ -15,6 +15,10 @@ from typing import Literal
 Kind = Literal["bool", "int", "float"]
 KIND_OF_LETTER: dict[str, Kind] = {"b": "bool", "i": "int", "f": "float"}
 
+# The int of a float lies within +-INT_OF_FLOAT, the largest float32 below 2**31; that of NaN is the
+# lower end. So every generator gives the same number.
+INT_OF_FLOAT = 2**31 - 128
+
 # Python's precedences, lowest first; an argument is put in brackets below the slot's precedence.
 TEST, COMPARE, BIT_OR, BIT_AND, SUM, PRODUCT, UNARY, ATOM = 0, 4, 5, 7, 9, 10, 11, 15
 

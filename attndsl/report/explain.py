@@ -38,6 +38,7 @@ IN_TABLES = "by backward_tables, in whole numbers: the order of the pairs does n
 
 def explain(
     attention: Attention,
+    /,
     *,
     Nq: object = None,
     Nk: object = None,
@@ -48,7 +49,6 @@ def explain(
     q_offset: object = 0,
     k_offset: object = 0,
     k_len: object = None,
-    device: object = None,
     **parameters: object,
 ) -> str:
     """What a call of these sizes runs: `attn.explain(...)`. Takes what `attn.mask` takes; D is 64
@@ -61,9 +61,7 @@ def explain(
         D = USUAL_WIDTH
     sizes = {"Nq": Nq, "Nk": Nk, "B": B, "H": H, "Hk": Hk, "D": D}
     slots = slots_of(attention.program)
-    seen = views.view(
-        attention.program, slots, sizes, q_offset, k_offset, k_len, device, parameters
-    )
+    seen = views.view(attention.program, slots, sizes, q_offset, k_offset, k_len, parameters)
     target, width = target_here(attention), seen.sizes["D"]
     dtype = "float32" if target == "cpu" else "bfloat16"
     request = request_for(attention.program, target, dtype, width, width)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from attndsl.diagnostics import ArgumentError
 from attndsl.ir.nodes import find
 from attndsl.ir.program import Program
 from attndsl.ir.text import roots
@@ -18,7 +19,6 @@ from attndsl.reference import Call, Evaluation, Number
 from attndsl.report.arguments import Parameter, Sizes, random_parameters
 from attndsl.report.progress import Progress, progress
 from attndsl.report.table import table
-from attndsl.runtime.views import choose_device
 
 if TYPE_CHECKING:
     from attndsl.runtime.attention import Attention
@@ -108,6 +108,14 @@ class Outcome:
         return "\n".join(lines)
 
 
+def check_device(device: str) -> None:
+    """ArgumentError where torch has no such device."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(f"device: cannot use {device!r}: {error}") from error
+
+
 def run(
     attention: Attention,
     sizes: Sizes,
@@ -120,7 +128,7 @@ def run(
     """Draws arguments, runs forward and backward, compares, and times both."""
     program = attention.program
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    choose_device(device, {})  # ArgumentError where there is none
+    check_device(device)
     trial = Trial(program, sizes, given or {}, getattr(torch, dtype), device, seed)
     blocks, rows = row_blocks(program, sizes)
     with progress(len(blocks) + 2) as line:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from attndsl.diagnostics import ArgumentError, did_you_mean
 from attndsl.ir.ops import Kind
@@ -50,6 +51,8 @@ def slots_of(program: Program) -> tuple[Slot, ...]:
 
 def describe(value: object) -> str:
     """What was given, for a message."""
+    if isinstance(value, Tensor) and value.is_nested:
+        return "a nested tensor"
     if isinstance(value, Tensor):
         return f"a tensor of {str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
     text = repr(value)
@@ -187,13 +190,32 @@ def take_scale(value: object, width: int) -> float:
     return float(take_scalar("scale", "float", value))
 
 
-def check_inputs(query: object, key: object, value: object) -> tuple[Tensor, Tensor, Tensor]:
-    """query, key and value as tensors of four dimensions with a width."""
+def check_inputs(
+    query: object, key: object, value: object, *more: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    """query, key and value as tensors of four dimensions with a width; nothing else by position."""
+    refuse_positional(more, "after query, key and value arguments are given by name")
     return (
         check_input("query", query, "[B, H, Nq, D]"),
         check_input("key", key, "[B, Hk, Nk, D]"),
         check_input("value", value, "[B, Hk, Nk, Dv]"),
     )
+
+
+def refuse_positional(more: tuple[object, ...], rule: str) -> None:
+    if more:
+        raise ArgumentError(f"{rule}; got {describe(more[0])} by position")
+
+
+def refuse_forward_mode(*tensors: Tensor) -> None:
+    """Raises where a tensor carries a tangent: the operators would lose it without a word."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise ArgumentError(
+            "attndsl has no forward-mode derivative (jvp): use backward, or attn.reference(...), "
+            "which has both"
+        )
 
 
 def check_input(name: str, tensor: object, shape: str) -> Tensor:

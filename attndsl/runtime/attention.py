@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from attndsl.diagnostics import ArgumentError, did_you_mean
+from attndsl.diagnostics import ArgumentError, Diagnostic, did_you_mean
 from attndsl.ir import text as ir_text
 from attndsl.ir.program import Program, Scalar
 from attndsl.ir.program import Tensor as TensorParameter
@@ -45,12 +45,21 @@ class Attention:
         """The declared run-time parameters, in order."""
         return self.program.parameters
 
+    @functools.cached_property
+    def diagnostics(self) -> tuple[Diagnostic, ...]:
+        """What is odd though not wrong: lookups that may fall outside, a mask that is never true, a
+        parameter without effect. Found when first asked for."""
+        from attndsl.analysis.warnings import warnings_of
+
+        return tuple(warnings_of(self.program))
+
     def __call__(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
+        /,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *more: object,
         scale: float | None = None,
         q_offset: int | Tensor = 0,
         k_offset: int | Tensor = 0,
@@ -68,13 +77,14 @@ class Attention:
 
         Returns [B, H, Nq, Dv] in query's dtype. Raises ArgumentError.
         """
-        query, key, value = arguments.check_inputs(query, key, value)
+        query, key, value = arguments.check_inputs(query, key, value, *more)
         tensors, scalars = arguments.collect(self._slots, self._const_names, parameters)
         self._check_lse(return_lse)
         factor = arguments.take_scale(scale, query.shape[3])
         q_number, q_offsets = arguments.take_offset("q_offset", q_offset)
         k_number, k_offsets = arguments.take_offset("k_offset", k_offset)
         lengths = None if k_len is None else arguments.take_batch_ints("k_len", k_len)
+        arguments.refuse_forward_mode(query, key, value, *tensors.values())
         query, key, value = cast_for_autocast(query, key, value)
         ints, floats = arguments.pack(self._slots, scalars)
         factor, floats, numbers = arguments.keep_symbolic(factor, floats)
@@ -102,10 +112,11 @@ class Attention:
 
     def reference(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
+        /,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *more: object,
         scale: float | None = None,
         q_offset: int | Tensor = 0,
         k_offset: int | Tensor = 0,
@@ -117,7 +128,7 @@ class Attention:
 
         Memory is O(B * H * Nq * Nk). Raises ArgumentError.
         """
-        query, key, value = arguments.check_inputs(query, key, value)
+        query, key, value = arguments.check_inputs(query, key, value, *more)
         tensors, scalars = arguments.collect(self._slots, self._const_names, parameters)
         self._check_lse(return_lse)
         factor = arguments.take_scale(scale, query.shape[3])
@@ -156,7 +167,8 @@ class Attention:
 
     def mask(
         self,
-        *,
+        /,
+        *more: object,
         Nq: int | None = None,
         Nk: int | None = None,
         B: int | None = None,
@@ -166,56 +178,58 @@ class Attention:
         q_offset: int | Tensor = 0,
         k_offset: int | Tensor = 0,
         k_len: Tensor | None = None,
-        device: torch.device | str | None = None,
         **parameters: object,
     ) -> Tensor:
         """Which pairs take part: bool [B or 1, H or 1, Nq, Nk], 1 where the mask does not vary.
 
-        Sizes come from the tensors given, else from here; B, H, Hk and D are 1 unless given.
+        Sizes come from the tensors given, else from here; B, H, Hk and D are 1 unless given. The
+        result is on the device of the tensors given, else on the CPU.
         Parameters that the mask does not read may be left out. Raises ArgumentError.
         """
         sizes = {"Nq": Nq, "Nk": Nk, "B": B, "H": H, "Hk": Hk, "D": D}
-        seen = self._view(sizes, q_offset, k_offset, k_len, device, parameters)
+        seen = self._view(more, sizes, q_offset, k_offset, k_len, parameters)
         return views.mask_pairs(self.program, seen)
 
     def tiles(
         self,
-        *,
+        /,
+        *more: object,
         Nq: int | None = None,
         Nk: int | None = None,
         B: int | None = None,
         H: int | None = None,
         Hk: int | None = None,
         D: int | None = None,
-        block: tuple[int, int] = (128, 128),
+        block: object = (128, 128),
         q_offset: int | Tensor = 0,
         k_offset: int | Tensor = 0,
         k_len: Tensor | None = None,
-        device: torch.device | str | None = None,
         **parameters: object,
     ) -> Tensor:
         """Which tiles take part: int8 [B or 1, H or 1, rows, columns]; 0 empty, 1 partial, 2 full.
 
-        Takes what `mask` takes, and the tile's (rows, columns). Empty and full are proved from the
+        Takes what `mask` takes, and the tile's (rows, columns) as a pair; a number is the value of
+        a parameter that the program calls `block`, and the tile then 128 by 128. Empty and full are proved from the
         mask's text; a tile that this cannot decide counts as partial. Raises ArgumentError.
         """
         sizes = {"Nq": Nq, "Nk": Nk, "B": B, "H": H, "Hk": Hk, "D": D}
+        if "block" in (p.name for p in self.parameters) and not isinstance(block, (tuple, list)):
+            parameters["block"], block = block, (128, 128)
         extent = views.take_block(block)
-        seen = self._view(sizes, q_offset, k_offset, k_len, device, parameters)
+        seen = self._view(more, sizes, q_offset, k_offset, k_len, parameters)
         return views.classify_tiles(self._tile_facts, seen, extent)
 
     def _view(
         self,
+        more: tuple[object, ...],
         sizes: Mapping[str, object],
         q_offset: object,
         k_offset: object,
         k_len: object,
-        device: object,
         parameters: Mapping[str, object],
     ) -> views.View:
-        return views.view(
-            self.program, self._slots, sizes, q_offset, k_offset, k_len, device, parameters
-        )
+        arguments.refuse_positional(more, "sizes and parameters are given by name: Nq=..., Nk=...")
+        return views.view(self.program, self._slots, sizes, q_offset, k_offset, k_len, parameters)
 
     @functools.cached_property
     def _tile_facts(self) -> TileFacts:
@@ -264,14 +278,15 @@ class Attention:
         )
         return cache.generate(self.program, request)
 
-    def explain(self, **arguments: object) -> str:
+    def explain(self, /, *more: object, **given: object) -> str:
         """What will run for given sizes and parameters, and why, for a person.
 
         Takes what `mask` takes. Raises ArgumentError.
         """
         from attndsl.report.explain import explain
 
-        return explain(self, **arguments)
+        arguments.refuse_positional(more, "sizes and parameters are given by name: Nq=..., Nk=...")
+        return explain(self, **given)
 
     def __repr__(self) -> str:
         listed = ", ".join(

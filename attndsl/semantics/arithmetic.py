@@ -61,14 +61,16 @@ def promote(*nodes: Node) -> tuple[Node, ...]:
     return nodes
 
 
-def binary(operator: str, left: Node, right: Node) -> Node:
+def binary(operator: str, left: Node, right: Node, is_literal: bool = False) -> Node:
     """`left operator right` for two numbers and one of `+ - * / // % **`.
+
+    `is_literal`: the right side is written as a number, which decides the kind of a power.
 
     Raises WrongConstant for a literal zero divisor, an exponent that is too large, or int
     constants whose result int64 cannot hold.
     """
     if operator == "**":
-        return power(left, right)
+        return power(left, right, is_literal)
     if operator in ("/", "//", "%") and is_zero(right):
         raise WrongConstant("E113", "division by zero")
     if operator == "/":
@@ -90,11 +92,17 @@ def is_zero(node: Node) -> bool:
     return node.op == "const" and node.kind != "bool" and node.attr == 0
 
 
-def power(base: Node, exponent: Node) -> Node:
-    """`base ** exponent`: an int for int and non-negative int literal, else a float."""
+def power(base: Node, exponent: Node, is_literal: bool) -> Node:
+    """`base ** exponent`: an int for int and non-negative int literal, else a float.
+
+    A float power with a small whole constant is written as a product.
+    """
     literal = int_value(exponent)
-    if base.kind == "int" and literal is not None and literal >= 0:
+    if is_literal and base.kind == "int" and literal is not None and literal >= 0:
         return int_power(base, literal)
+    number = int_value(base)
+    if number is not None and literal is not None and not fits_float(number, literal):
+        raise out_of_range()
     base = to_float(base)
     if literal is None and exponent.op == "const" and exponent.kind == "float":
         value = float(exponent.value)
@@ -103,6 +111,17 @@ def power(base: Node, exponent: Node) -> Node:
         return make("pow", base, to_float(exponent))
     product = repeated(base, abs(literal))
     return product if literal >= 0 else make("div", constant(1.0), product)
+
+
+def fits_float(base: int, exponent: int) -> bool:
+    """Whether a power of two ints is a finite float."""
+    try:
+        math.pow(base, exponent)
+    except OverflowError:
+        return False
+    except ValueError:  # 0 ** -1: a division by zero, which floats have
+        return True
+    return True
 
 
 def int_power(base: Node, exponent: int) -> Node:

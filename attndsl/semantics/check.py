@@ -11,7 +11,7 @@ from attndsl.semantics.checker import Checker
 from attndsl.semantics.findings import Findings
 from attndsl.semantics.lower import lower
 from attndsl.semantics.modules import Loader, Module
-from attndsl.semantics.parameters import Constant, check_consts, missing_const
+from attndsl.semantics.parameters import Constant, Parameters, check_consts, missing_const
 from attndsl.semantics.scope import Context, Scope
 from attndsl.semantics.statements import lower_attention
 from attndsl.semantics.types import WRONG
@@ -32,7 +32,10 @@ def analyse(
     findings = Findings()
     module = Loader(findings, source).load(source)
     attention = choose(module, name, findings)
-    return lower_all(findings, module, [attention], consts or {})[0]
+    program, parameters = lower_all(findings, module, [attention], consts or {})[0]
+    if parameters.missing:
+        raise ArgumentError(missing_const(attention, parameters.missing))
+    return program
 
 
 def check_all(source: Source, consts: Mapping[str, Constant] | None = None) -> list[Program]:
@@ -44,7 +47,13 @@ def check_all(source: Source, consts: Mapping[str, Constant] | None = None) -> l
     module = Loader(findings, source).load(source)
     if not module.attentions:
         choose(module, None, findings)
-    return lower_all(findings, module, module.attentions, consts or {})
+    lowered = lower_all(findings, module, module.attentions, consts or {})
+    for parameter in (p for _, parameters in lowered for p in parameters.missing):
+        name = parameter.name.name
+        hint = f"give it a default, or its value: `attndsl check --const {name}=...`"
+        findings.report("E113", parameter.span, f"the const `{name}` has no value", hint)
+    findings.raise_any()
+    return [program for program, _ in lowered]
 
 
 def lower_all(
@@ -52,15 +61,12 @@ def lower_all(
     module: Module,
     attentions: list[Attention],
     consts: Mapping[str, Constant],
-) -> list[Program]:
+) -> list[tuple[Program, Parameters]]:
     check_definitions(module, findings)
     lowered = [lower_attention(findings, module, a, consts) for a in attentions]
     findings.raise_any()
     check_consts(attentions, consts)
-    for attention, (_, parameters) in zip(attentions, lowered, strict=True):
-        if parameters.missing:
-            raise ArgumentError(missing_const(attention, parameters.missing))
-    return [program for program, _ in lowered]
+    return lowered
 
 
 def choose(module: Module, name: str | None, findings: Findings) -> Attention:

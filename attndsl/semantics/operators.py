@@ -61,7 +61,8 @@ def binary_step(checker: Checker, expression: Binary, scope: Scope) -> Step:
         which = "" if isinstance(expression.right, Number) else f": `{divisor}` is 0"
         message = f"`{shown(expression.span)}` divides by zero{which}"
         return checker.report("E113", expression.span, scope, message)
-    return checker.built(expression, scope, lambda: binary(operator, left, right))
+    is_literal = isinstance(expression.right, Number)
+    return checker.built(expression, scope, lambda: binary(operator, left, right, is_literal))
 
 
 def junction(checker: Checker, expression: Binary, scope: Scope) -> Step:

@@ -21,6 +21,7 @@ from attndsl.semantics.scope import Context, Scope, Symbol
 from attndsl.semantics.types import WRONG, Table, kind_words
 from attndsl.syntax.ast import Attention, Expression, Name, Parameter
 
+CONST_LIMIT = 2**63 - 1  # of a const int, as of a literal
 INT_LIMIT = 2**30 - 1  # of a scalar: added to a difference of positions it fits in 32 bits
 Constant = bool | int | float
 
@@ -96,7 +97,10 @@ def add_scalar(
         result.symbols[name] = node
         checker.origins.setdefault(node, {}).setdefault(parameter.span)
         return
-    value = converted(consts[name], kind) if name in consts else default
+    if name in names.COMPILE_ARGUMENTS:
+        message = f"the const parameter `{name}` has the name of an argument of compile()"
+        checker.findings.report("E102", parameter.name.span, message, "choose another name")
+    value = converted(consts[name], kind, CONST_LIMIT) if name in consts else default
     if value is None:
         if parameter.default is None:
             result.missing.append(parameter)
@@ -137,12 +141,14 @@ EXAMPLES: dict[str, str] = {
 }
 
 
-def converted(value: object, kind: Kind) -> Constant | None:
+def converted(value: object, kind: Kind, limit: int = INT_LIMIT) -> Constant | None:
     """A scalar's value in its kind (an int serves as a float), or None where it is none."""
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        value = value.item()  # type: ignore[attr-defined]
     if isinstance(value, bool):
         return value if kind == "bool" else None
     if kind == "int" and isinstance(value, numbers.Integral):
-        return int(value) if abs(int(value)) <= INT_LIMIT else None
+        return int(value) if abs(int(value)) <= limit else None
     if kind == "float" and isinstance(value, numbers.Real):
         try:
             number = float(value)
@@ -238,9 +244,9 @@ def check_consts(attentions: list[Attention], consts: Mapping[str, object]) -> N
                 f"`{name}` is not const: give it when the function is called, or declare it "
                 f"`{name}: const {same[0].kind}`"
             )
-        if all(converted(value, kind_of(p)) is None for p in matching):
+        if all(converted(value, kind_of(p), CONST_LIMIT) is None for p in matching):
             kind = matching[0].kind
-            limit = f" within +-{INT_LIMIT}" if kind == "int" else ""
+            limit = " within +-(2**63 - 1)" if kind == "int" else ""
             raise ArgumentError(
                 f"const `{name}` must be {kind_words(kind)}{limit}, not {brief(value)}"
             )

@@ -50,22 +50,40 @@ def choose(condition: Node, a: Node, b: Node) -> Node:
 
 
 def times(a: Node, b: Node) -> Node:
-    """A product with a structural zero left out and factors of scalars cancelled.
+    """A product of which at least one side is a slope, with structural zeros left out.
 
-    `cap * (x / cap)` becomes x: a factor that varies with nothing but b and h, above and below
-    the line, goes. Here alone: a derivative is ours to shorten, the user's own expression is not.
+    A slope that is 0 on one branch selects: `a * (s if c else 0)` becomes `a * s if c else 0`, for
+    a may be infinite where the branch is not taken (the slope of a square root at 0).
+    Factors of scalars cancel: `cap * (x / cap)` becomes x if cap varies with nothing but b and h.
+    Here alone: a derivative is ours to shorten, the user's own expression is not.
     """
     if a is ZERO or b is ZERO:
         return ZERO
+    for x, y in ((a, b), (b, a)):
+        if may_vanish(y):
+            condition, then, other = y.args
+            return choose(condition, times(x, then), times(x, other))
     return product(*(x + y for x, y in zip(factors(a), factors(b), strict=True)))
 
 
 def over(a: Node, b: Node) -> Node:
-    """A quotient, shortened in the same way."""
+    """A quotient whose dividend is a slope, in the same way."""
     if a is ZERO:
         return ZERO
+    if may_vanish(a):
+        condition, then, other = a.args
+        return choose(condition, over(then, b), over(other, b))
     (above, below), (above_b, below_b) = factors(a), factors(b)
     return product(above + below_b, below + above_b)
+
+
+def may_vanish(node: Node) -> bool:
+    """Whether a node is a choice with a branch that is exactly 0."""
+    while node.op == "where":
+        if node.args[1] is ZERO or node.args[2] is ZERO:
+            return True
+        node = node.args[2]
+    return False
 
 
 def factors(node: Node) -> tuple[list[Node], list[Node]]:
@@ -125,7 +143,7 @@ def scaled(node: Node, ratio: float) -> Node:
 
 
 def negated(a: Node) -> Node:
-    return ZERO if a is ZERO else build("neg", a)
+    return times(constant(-1.0), a)
 
 
 def sign_choice(x: Node, slope: Node) -> Node:

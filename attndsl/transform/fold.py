@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 from attndsl.ir.nodes import Node, constant, make
+from attndsl.ir.ops import INT_OF_FLOAT
 
 Value = bool | int | float
 INT64 = range(-(2**63), 2**63)
@@ -21,6 +22,17 @@ def floormod(a: int, b: int) -> int:
 
 def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def saturated(function: Callable[[float], int]) -> Callable[[float], int]:
+    """The int of a float, within +-INT_OF_FLOAT; NaN gives the lowest. Generators do the same."""
+
+    def apply(x: float) -> int:
+        if math.isnan(x):
+            return -INT_OF_FLOAT
+        return function(max(-INT_OF_FLOAT, min(x, INT_OF_FLOAT)))
+
+    return apply
 
 
 FOLD: dict[str, Callable[..., Value]] = {
@@ -58,10 +70,10 @@ FOLD: dict[str, Callable[..., Value]] = {
     "sigmoid": sigmoid,
     "relu": lambda a: a if a > 0 else 0.0,
     "softplus": lambda a: max(a, 0.0) + math.log1p(math.exp(-abs(a))),
-    "floor": math.floor,
-    "ceil": math.ceil,
-    "round": round,
-    "trunc": math.trunc,
+    "floor": saturated(math.floor),
+    "ceil": saturated(math.ceil),
+    "round": saturated(round),
+    "trunc": saturated(math.trunc),
     "to_float": float,
     "bool_to_int": int,
 }

@@ -17,7 +17,7 @@ def attn_limit(kept: torch.Tensor) -> torch.Tensor:
 
 def attn_full(x: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
     """A number or a tensor that broadcasts, as a new tensor of the shape of `like`."""
-    return torch.empty_like(like).copy_(torch.as_tensor(x))
+    return torch.empty_like(like).copy_(x if isinstance(x, torch.Tensor) else attn_tensor(x))
 
 
 def attn_clear(x: torch.Tensor, masks: list[tuple[int, int, torch.Tensor]]) -> torch.Tensor:

@@ -27,7 +27,7 @@ def seen_by(attention, **sizes):
     offset = sizes.pop("q_offset", 0)
     k_len = sizes.pop("k_len", None)
     slots = slots_of(attention.program)
-    return views.view(attention.program, slots, sizes, offset, 0, k_len, None, {})
+    return views.view(attention.program, slots, sizes, offset, 0, k_len, {})
 
 
 @pytest.mark.parametrize("name", TEXTS)

@@ -313,3 +313,15 @@ def test_repr_and_docstring() -> None:
     assert attn.__doc__ == ("By hand.\n\nParameters:\n    window: int = 4\n    cap: float = 20.0")
     assert [p.name for p in attn.parameters] == ["window", "cap"]
     assert attention().__doc__ == "By hand.\n\nNo parameters."
+
+
+def test_forward_mode_is_refused() -> None:
+    attn = attndsl.compile(text="attention f:\n    mask k <= q\n")
+    x = torch.randn(1, 1, 4, 8)
+    with pytest.raises(attndsl.ArgumentError, match="forward-mode"):
+        torch.func.jvp(lambda query: attn(query, x, x), (x,), (torch.ones_like(x),))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(attndsl.ArgumentError, match="forward-mode"):
+            attn(x, dual, x)
+        assert attn(x, x, x).shape == x.shape  # no tangent, nothing lost

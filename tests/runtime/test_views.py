@@ -70,7 +70,6 @@ def test_parameters_that_the_mask_does_not_read_may_lack() -> None:
         ({"Nq": True, "Nk": 3}, "Nq: expected an int of 0 or more"),
         ({"Nq": 3, "Nk": 3, "H": 4, "Hk": 3}, "H: 4 query heads do not go with Hk = 3"),
         ({"Nq": 3, "Nk": 3, "B": 2, "k_len": torch.tensor([1])}, "B: 2 from the call, but 1"),
-        ({"Nq": 3, "Nk": 3, "device": "nowhere"}, "device: cannot use 'nowhere'"),
         ({"Nq": 3, "Nk": 3, "widow": 3}, "unknown parameter widow; did you mean `window`"),
         ({"Nq": 3, "Nk": 3, "window": 2.5}, "window: declared int"),
     ],
@@ -138,3 +137,16 @@ def test_group_size_in_a_mask() -> None:
     first = make("eq", make("floormod", index("h"), size("G")), scalar("g", "int"))
     attn = attention(Scalar("g", "int", 0), mask=first)
     assert attn.mask(Nq=1, Nk=1, H=4, Hk=2).flatten().tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("method", ["mask", "tiles", "explain"])
+def test_nothing_goes_by_position(method: str) -> None:
+    with pytest.raises(attndsl.ArgumentError, match="given by name"):
+        getattr(biased(), method)(4, 4)
+
+
+def test_a_parameter_may_be_called_block() -> None:
+    text = "attention f(block: int = 4):\n    mask q // block == k // block\n"
+    attn = attndsl.compile(text=text)
+    assert attn.tiles(Nq=8, Nk=8, block=8).tolist() == [[[[2]]]]
+    assert attn.tiles(Nq=8, Nk=8, block=(4, 4)).tolist() == [[[[2, 0], [0, 2]]]]
