@@ -317,7 +317,11 @@ class Evaluation:
         weight, lse = self.weigh(pairs, logit, query)
         dense = torch.zeros(self.rows * self.shape[3], dtype=self.dtype, device=self.device)
         dense = dense.index_copy(0, pairs, weight).view(self.shape)
-        out = self.finish(dense @ value).to(self.call.query.dtype)
+        alive = torch.zeros(self.rows, dtype=torch.bool, device=self.device)
+        alive[pairs // max(self.shape[3], 1)] = True
+        alive = alive.view(self.shape[:3])[..., None]
+        # However steep the epilogue is at 0, a row without a key passes nothing on.
+        out = self.finish(torch.where(alive, dense @ value, 0)).to(self.call.query.dtype)
         return out, None if lse is None else lse.view(batches, heads, queries)
 
     def values(self, leaves: dict[str, Tensor | Callable[[], Tensor]]) -> Values:

@@ -310,7 +310,7 @@ def range_of(root: Node) -> Range:
 class _AnyTable(dict[str, str]):
     """Every table as one of int32: what is wider counts as a limit that nobody computes with."""
 
-    def get(self, key: str, default: object = None) -> str:  # type: ignore[override]
+    def get(self, key: str, default: object = None) -> str:
         return "int32"
 
 

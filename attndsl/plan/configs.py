@@ -1,4 +1,4 @@
-"""Sizes of tiles, warps and stages by target, dtype and head dimension; chunks of a head dimension."""
+"""Tiles, warps and stages by target, dtype and head dimension; chunks of a head dimension."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Work = Literal["plain", "masked", "tables", "dots"]
 
 
 def work_of(value: Node, mask: Node) -> Work:
-    """What a pair costs in registers: little; a long mask; lookups by query and key; dots by both."""
+    """What a pair costs in registers: little, a long mask, lookups by query and key, or dots."""
     pairs = [node for node in topological(value, mask) if varies_with_pairs(node)]
     if any(node.op == "dot" for node in pairs):
         return "dots"
@@ -108,14 +108,16 @@ INTERPRETER = (Config(32, 16, 1, 1), Config(32, 16, 1, 1), Config(16, 32, 1, 1))
 # bf16 and fp16, and each tl.dot becomes wgmma.
 HOPPER: dict[Work, Table] = {
     "plain": (
-        (64, (Config(128, 128, 8, 3), Config(128, 64, 8, 3), Config(64, 128, 8, 2))),
+        (64, (Config(128, 128, 8, 3), Config(128, 64, 8, 3), Config(64, 128, 8, 3))),
         (128, (Config(128, 128, 8, 2), Config(128, 64, 8, 2), Config(32, 128, 8, 2))),
-        (256, (Config(128, 64, 8, 2), Config(64, 64, 8, 1), Config(64, 64, 8, 1))),
+        (192, (Config(128, 64, 8, 2), Config(64, 64, 8, 1), Config(32, 64, 8, 2))),
+        (256, (Config(128, 32, 8, 2), Config(64, 32, 8, 1), Config(16, 64, 8, 1))),
     ),
     "masked": (
-        (64, (Config(128, 64, 8, 3), Config(128, 64, 8, 3), Config(64, 128, 8, 2))),
+        (64, (Config(128, 64, 8, 3), Config(128, 64, 8, 3), Config(32, 128, 8, 2))),
         (128, (Config(128, 64, 8, 2), Config(128, 64, 8, 2), Config(32, 128, 8, 2))),
-        (256, (Config(128, 64, 8, 2), Config(64, 64, 8, 1), Config(64, 64, 8, 1))),
+        (192, (Config(128, 64, 8, 2), Config(64, 64, 8, 1), Config(32, 64, 8, 2))),
+        (256, (Config(128, 32, 8, 2), Config(64, 32, 8, 1), Config(16, 64, 8, 1))),
     ),
     "tables": (
         (64, (Config(128, 32, 8, 2), Config(128, 32, 8, 2), Config(32, 128, 8, 2))),
@@ -140,7 +142,7 @@ AMD: Table = (
 )
 # Float32 products are exact (no TF32): they run on the ordinary units, and small tiles suit them.
 FLOAT32: Table = (
-    (64, (Config(64, 32, 4, 2), Config(32, 32, 4, 1), Config(32, 32, 4, 1))),
-    (128, (Config(32, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1))),
-    (256, (Config(32, 16, 4, 1), Config(16, 16, 4, 1), Config(16, 16, 4, 1))),
+    (64, (Config(64, 32, 8, 1), Config(32, 32, 8, 1), Config(32, 32, 8, 1))),
+    (128, (Config(32, 32, 8, 1), Config(32, 16, 8, 1), Config(16, 32, 8, 1))),
+    (256, (Config(32, 16, 8, 1), Config(16, 16, 8, 1), Config(16, 16, 8, 1))),
 )

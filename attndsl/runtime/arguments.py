@@ -8,8 +8,9 @@ numbers and runs inside the operator when it really computes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -211,7 +212,8 @@ def refuse_forward_mode(*tensors: Tensor) -> None:
     """Raises where a tensor carries a tangent: the operators would lose it without a word."""
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         return
-    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+    tangent_of: Callable[[Tensor], Any] = forward_ad.unpack_dual
+    if any(tangent_of(tensor).tangent is not None for tensor in tensors):
         raise ArgumentError(
             "attndsl has no forward-mode derivative (jvp): use backward, or attn.reference(...), "
             "which has both"

@@ -209,8 +209,9 @@ class Attention:
         """Which tiles take part: int8 [B or 1, H or 1, rows, columns]; 0 empty, 1 partial, 2 full.
 
         Takes what `mask` takes, and the tile's (rows, columns) as a pair; a number is the value of
-        a parameter that the program calls `block`, and the tile then 128 by 128. Empty and full are proved from the
-        mask's text; a tile that this cannot decide counts as partial. Raises ArgumentError.
+        a parameter that the program calls `block`, and the tile then 128 by 128. Empty and full are
+        proved from the mask's text; a tile that this cannot decide counts as partial. Raises
+        ArgumentError.
         """
         sizes = {"Nq": Nq, "Nk": Nk, "B": B, "H": H, "Hk": Hk, "D": D}
         if "block" in (p.name for p in self.parameters) and not isinstance(block, (tuple, list)):

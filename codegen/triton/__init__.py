@@ -1,4 +1,4 @@
-"""The Triton generator: a plan as one file of kernels and of the host functions that launch them."""
+"""The Triton generator: a plan as one file of kernels and of functions that launch them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ..lines import Lines
 from ..scope import library_text as torch_library_text
 from .backward import (
     BackwardDots,
-    BackwardKeyValue,
     BackwardQuery,
     BackwardTables,
     Delta,
     dot_leaves,
     table_leaves,
 )
+from .columns import BackwardKeyValue
 from .forward import Forward
 from .header import write_header
 from .host import FUNCTIONS, TABLE_FUNCTIONS, write_backward, write_forward

@@ -1,4 +1,4 @@
-"""What the backward kernels share: weights again, adjoints of pairs and of the leaves of the score."""
+"""What the backward kernels share: weights again, and adjoints of pairs and of leaves."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Adjoint(Kernel):
         super().__init__(plan, name, config, columns_first)
         self.leaves = leaves
         self.every_row = every_row
-        self.is_plain = plan.value is SCORE
+        self.is_plain = plan.form == "softmax" and plan.value is SCORE
         self.has_score_adjoint = with_score and not is_const(plan.raw_partial, 0.0)
         self.roots: list[Node] = [plan.program.mask, plan.value]
         if plan.may_be_masked_by_score and plan.form != "softmax":
@@ -113,7 +113,7 @@ class Adjoint(Kernel):
             return self._write_softmax(tests)
         if plan.may_be_masked_by_score:
             (text,) = self.values.write(lines, plan.logit)
-            tests.append(f"({text} != {NEGATIVE_INFINITY})")
+            tests.append(f"attn_truth({text} != {NEGATIVE_INFINITY})")
         if tests:
             lines.add(f"keep = {' & '.join(tests)}")
         lines.origin(plan.program, plan.value)
@@ -132,15 +132,15 @@ class Adjoint(Kernel):
             lines.add("weight = tl.exp2(score * (scale * LOG2E) - base_row)")
         else:
             (text,) = self.values.write(lines, plan.value)
-            exponential = f"tl.exp2(({text}) * LOG2E - base_row)"
-            lines.add(f"weight = {self.spread(plan.value, exponential)}")
+            logit = self.spread(plan.value, text)
+            lines.add(f"weight = tl.exp2({logit} * LOG2E - base_row)")
         if tests:
             lines.add(f"weight = tl.where({' & '.join(tests)}, weight, 0.0)")
         # A weight of 0 has an adjoint of 0, however the weight came to be 0.
         return "(weight != 0.0)" if tests or plan.may_be_masked_by_score else ""
 
     def write_pair_adjoint(self, keep: str) -> None:
-        """adjoint: of the logit where the weights are softmax, else of the weight before the sum."""
+        """adjoint: of the logit where weights are softmax, else of the weight before the sum."""
         lines, plan = self.lines, self.plan
         left, right = ("value", "grad_raw") if self.columns_first else ("grad_raw", "value")
         self.write_product("adjoint", left, right, plan.value_chunks)

@@ -1,4 +1,4 @@
-"""The arguments of a kernel: their types, what a launch promises of them and what the host passes."""
+"""The arguments of a kernel: types, what a launch promises of them, what the host passes."""
 
 from __future__ import annotations
 

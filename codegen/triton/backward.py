@@ -1,4 +1,4 @@
-"""The backward kernels: delta, gradients of queries, of keys and values, and of tables of pairs."""
+"""The backward kernels that own a tile of queries: delta, gradients of queries and of tables."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ class Delta(Kernel):
         arguments.add_own("delta", "float32")
         arguments.add_own("base", "float32")
         arguments.add("rows", "i64", "size_B * size_H * size_Nq")
-        lines.add('"""delta = sum(grad_raw * raw) - grad_lse for a tile of all rows of all heads."""')
+        lines.add(
+            '"""delta = sum(grad_raw * raw) - grad_lse for a tile of all rows of all heads."""'
+        )
         width = plan.request.value_dim
         lines.add(
             "row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)",
@@ -45,12 +47,16 @@ class Delta(Kernel):
             "known = tl.load(stat + row, mask=row < rows, other=0.0)",
         )
         if plan.form == "softmax":
-            lines.comment("The base of the exponent, in units of log2(e): rows without a key get weight 0.")
+            lines.comment(
+                "The base of the exponent, in units of log2(e): rows without a key get weight 0."
+            )
             lines.add(
                 f'known = tl.where(known == {NEGATIVE_INFINITY}, float("inf"), known * LOG2E)'
             )
         else:
-            lines.add("known = tl.where(known == 0.0, 0.0, 1.0 / tl.where(known == 0.0, 1.0, known))")
+            lines.add(
+                "known = tl.where(known == 0.0, 0.0, 1.0 / tl.where(known == 0.0, 1.0, known))"
+            )
         lines.add("tl.store(base + row, known, mask=row < rows)")
         return self.finish()
 
@@ -94,7 +100,7 @@ class RowAdjoint(Adjoint):
 
 
 class BackwardQuery(RowAdjoint):
-    """Writes `backward_dq`: also the adjoints of row-level leaves, and the largest of pair-level ones."""
+    """Writes `backward_dq`: also adjoints of row-level leaves, the largest of pair-level ones."""
 
     def __init__(self, plan: KernelPlan) -> None:
         rows, tables = numbered_leaves(plan, "row"), table_leaves(plan)
@@ -107,7 +113,7 @@ class BackwardQuery(RowAdjoint):
         dtype = "float32" if adds_to_query_on_host(plan) else plan.request.dtype
         arguments.add_own("grad_query", dtype)
         for item in self.rows:
-            arguments.add_own(f"row_{item.number}", "float32")
+            arguments.add_own(f"row_adjoint_{item.number}", "float32")
         for item in self.tables:
             arguments.add_own(f"largest_{item.number}", "float32")
         self.add_other_arguments()
@@ -162,7 +168,7 @@ class BackwardQuery(RowAdjoint):
             lines.add("row = start_m + tl.arange(0, BLOCK_M)")
         for item in self.rows:
             lines.add(
-                f"tl.store(row_{item.number} + head.to(tl.int64) * Nq + row, "
+                f"tl.store(row_adjoint_{item.number} + head.to(tl.int64) * Nq + row, "
                 f"row_sum_{item.number}, mask=row < Nq)"
             )
         for item in self.tables:
@@ -174,8 +180,8 @@ class BackwardQuery(RowAdjoint):
 
 
 class BackwardDots(RowAdjoint):
-    """Writes `backward_dots`: what dots of queries with a vector for each pair add to the gradients of
-    queries. It is a kernel of its own because `backward_dq` has no registers left for it."""
+    """Writes `backward_dots`: what dots of queries with a vector for each pair add to their
+    gradients. It is a kernel of its own because `backward_dq` has no registers left for it."""
 
     def __init__(self, plan: KernelPlan) -> None:
         super().__init__(
@@ -219,121 +225,13 @@ class BackwardDots(RowAdjoint):
         arguments = ", ".join([*self.values.tensor_arguments(node.name), *indices])
         with lines.block(f"for element in tl.range(0, {plan.request.head_dim}, num_stages=1):"):
             lines.add(
-                f"part = tl.sum(adjoint_{item.number} * attn_part_{pattern}({arguments}, element), 1)"
+                f"vector = attn_part_{pattern}({arguments}, element)",
+                f"part = tl.sum(adjoint_{item.number} * vector, 1)",
             )
             for i, chunk in enumerate(plan.query_chunks):
                 lines.add(
                     f"grad_query_{i} += tl.where({arange(chunk)} == element, part[:, None], 0.0)"
                 )
-
-
-class BackwardKeyValue(Adjoint):
-    """Writes `backward_dkv`: one query head of a tile of keys; also adjoints of column-level leaves."""
-
-    def __init__(self, plan: KernelPlan) -> None:
-        leaves = numbered_leaves(plan, "column")
-        super().__init__(plan, "backward_dkv", plan.backward_dkv, leaves, columns_first=True)
-
-    def write(self) -> str:
-        lines, plan, arguments = self.lines, self.plan, self.arguments
-        self.add_input_arguments()
-        arguments.add_own("grad_key", plan.request.dtype)
-        arguments.add_own("grad_value", plan.request.dtype)
-        for item in self.leaves:
-            arguments.add_own(f"column_{item.number}", "float32")
-        self.add_other_arguments()
-        lines.add('"""Gradients of a tile of keys and values from one query head."""')
-        self._write_inputs()
-        for i, chunk in enumerate(plan.query_chunks):
-            lines.add(f"grad_key_{i} = tl.zeros([BLOCK_N, {chunk.width}], tl.float32)")
-        for i, chunk in enumerate(plan.value_chunks):
-            lines.add(f"grad_value_{i} = tl.zeros([BLOCK_N, {chunk.width}], tl.float32)")
-        for item in self.leaves:
-            lines.add(f"column_sum_{item.number} = tl.zeros([BLOCK_N], tl.float32)")
-        self.write_tiles(self._write_tile)
-        self._write_end()
-        return self.finish()
-
-    def _write_inputs(self) -> None:
-        lines, plan = self.lines, self.plan
-        self.write_place(self.roots)
-        self.write_columns()
-        for name, chunks in (("key", plan.query_chunks), ("value", plan.value_chunks)):
-            if name == "value" or self.has_score:
-                self.write_base(name, "(h // G)")
-                self.write_loads(name, "start_n", chunks, "n_keys", "BLOCK_N")
-        self.values.define(lines, "column", self.roots)
-        self.write_base("query", "h")
-        width = plan.request.value_dim
-        self.write_own_base("grad_raw", width, "Nq")
-
-    def _write_tile(self, partial: bool) -> None:
-        lines, plan = self.lines, self.plan
-        limit = "Nq" if partial else None
-        self.write_rows()
-        roots = self.tile_roots(partial)
-        if any(find(node, "dot") for node in roots):
-            lines.add("query_rows = query_head + rows * query_n")
-        if self.has_score:
-            self.write_loads("query", "start_m", plan.query_chunks, limit, "BLOCK_M")
-        self.write_own_loads(
-            "grad_raw", plan.request.value_dim, "start_m", plan.value_chunks, limit, "BLOCK_M"
-        )
-        self.write_row_statistics(partial)
-        self.values.define(lines, "row", roots)
-        keep = self.write_weights(partial)
-        for i in range(len(plan.value_chunks)):
-            lines.add(
-                f"grad_value_{i} = tl.dot("
-                f"weight.to(grad_raw_{i}.dtype), grad_raw_{i}, grad_value_{i}{self.precision})"
-            )
-        if not self.has_score_adjoint and not self.leaves:
-            return
-        # Loaded no earlier than it is used: it takes as many registers as rows of the tile.
-        self.write_delta(partial)
-        self.write_pair_adjoint(keep)
-        for item in self.leaves:
-            lines.origin(plan.program, item.leaf.node)
-            text = self.leaf_adjoint(item.leaf.partial, keep)
-            lines.add(f"column_sum_{item.number} += tl.sum({text}, 1)")
-        if self.has_score_adjoint:
-            text = self.leaf_adjoint(plan.raw_partial, keep)
-            if text != "adjoint":
-                lines.add(f"adjoint = {text}")
-            for i in range(len(plan.query_chunks)):
-                lines.add(
-                    f"grad_key_{i} = tl.dot("
-                    f"adjoint.to(query_{i}.dtype), query_{i}, grad_key_{i}{self.precision})"
-                )
-
-    def _write_end(self) -> None:
-        lines, plan = self.lines, self.plan
-        lines.comment("Columns beyond the last key took part in full tiles: they are 0.")
-        lines.add("column = start_n + tl.arange(0, BLOCK_N)", "there = (column < n_keys)[:, None]")
-
-        for name, width, chunks, scaled in (
-            ("grad_key", plan.request.head_dim, plan.query_chunks, " * scale"),
-            ("grad_value", plan.request.value_dim, plan.value_chunks, ""),
-        ):
-            self.write_own_stores(
-                name, width, "start_n", chunks, "Nk", "BLOCK_N", ChunkText(name, scaled)
-            )
-        for item in self.leaves:
-            lines.add(
-                f"tl.store(column_{item.number} + head.to(tl.int64) * Nk + column, "
-                f"tl.where(column < n_keys, column_sum_{item.number}, 0.0), mask=column < Nk)"
-            )
-
-
-class ChunkText:
-    """The text of a chunk of a gradient, cut to the keys that are there."""
-
-    def __init__(self, name: str, scaled: str) -> None:
-        self.name, self.scaled = name, scaled
-
-    def __call__(self, i: int) -> str:
-        name = self.name
-        return f"tl.where(there, {name}_{i}{self.scaled}, 0.0).to({name}.dtype.element_ty)"
 
 
 class BackwardTables(RowAdjoint):
@@ -361,7 +259,9 @@ class BackwardTables(RowAdjoint):
             arguments.add_own(f"sums_{name}", "int64")
             arguments.add_own(f"unit_{name}", "float32")
         self.add_other_arguments()
-        lines.add('"""Gradients of tensors that are looked up by query and key, as whole numbers."""')
+        lines.add(
+            '"""Gradients of tensors that are looked up by query and key, as whole numbers."""'
+        )
         self.write_inputs()
         for name in names:
             lines.add(f"scale_{name} = tl.load(unit_{name})")
@@ -390,7 +290,8 @@ class BackwardTables(RowAdjoint):
                 lines.add(
                     f"part = tl.load(query_rows + element{stride}, mask=rows < Nq, other=0.0)",
                     f"part = adjoint_{item.number} * part.to(tl.float32)",
-                    f"attn_add_{pattern}n({arguments}, attn_fixed(part, scale_{node.name}), {keep})",
+                    f"amount = attn_fixed(part, scale_{node.name})",
+                    f"attn_add_{pattern}n({arguments}, amount, {keep})",
                 )
 
 
@@ -413,4 +314,3 @@ def adds_to_query_on_host(plan: KernelPlan) -> bool:
     """Whether a dot adds to the gradient of query on the host, where it must then be float32."""
     leaves = [*plan.sink_partials, *plan.output_partials, *plan.leaves]
     return any(leaf.node.op == "dot" for leaf in leaves)
-

@@ -13,7 +13,7 @@ class Forward(Kernel):
 
     def __init__(self, plan: KernelPlan) -> None:
         super().__init__(plan, "forward", plan.forward)
-        self.is_plain = plan.value is SCORE
+        self.is_plain = plan.form == "softmax" and plan.value is SCORE
         program = plan.program
         self.roots: list[Node] = [plan.value, plan.logit, program.mask]
         self.row_roots = [node for node in (program.weights.sink, program.output) if node]
@@ -57,8 +57,8 @@ class Forward(Kernel):
         self.write_base("key", "(h // G)")
         if self.is_plain:
             lines.comment(
-                "Logits in units of log2(e). With the sign of the scale moved into query, the maximum",
-                "of a row can be taken before it is scaled.",
+                "Logits in units of log2(e). With the sign of the scale moved into query, the",
+                "maximum of a row can be taken before it is scaled.",
             )
             lines.add("slope = tl.maximum(tl.abs(scale) * LOG2E, 1e-30)")
             for i in range(len(plan.query_chunks)):
@@ -105,7 +105,7 @@ class Forward(Kernel):
         if not self.is_plain:
             lines.origin(plan.program, plan.logit)
             (text,) = self.values.write(lines, plan.value)
-            lines.add(f"logit = {self.spread(plan.value, f'({text}) * LOG2E')}")
+            lines.add(f"logit = {self.spread(plan.value, text)} * LOG2E")
             logit, slope = "logit", ""
         if tests:
             lines.add(f"{logit} = tl.where({' & '.join(tests)}, {logit}, {NEGATIVE_INFINITY})")
@@ -126,7 +126,7 @@ class Forward(Kernel):
         lines, plan = self.lines, self.plan
         if plan.may_be_masked_by_score:
             (text,) = self.values.write(lines, plan.logit)
-            tests = [*tests, f"({text} != {NEGATIVE_INFINITY})"]
+            tests = [*tests, f"attn_truth({text} != {NEGATIVE_INFINITY})"]
         lines.origin(plan.program, plan.value)
         (text,) = self.values.write(lines, plan.value)
         lines.add(f"weight = {self.spread(plan.value, text)}")
@@ -142,7 +142,9 @@ class Forward(Kernel):
         if plan.form == "softmax":
             self._write_denominator()
         elif plan.form == "normalize":
-            lines.add("inverse = tl.where(total == 0.0, 0.0, 1.0 / tl.where(total == 0.0, 1.0, total))")
+            lines.add(
+                "inverse = tl.where(total == 0.0, 0.0, 1.0 / tl.where(total == 0.0, 1.0, total))"
+            )
         if plan.form != "elementwise":
             stat = "lse" if plan.form == "softmax" else "total"
             lines.add(

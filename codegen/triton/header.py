@@ -18,11 +18,18 @@ def write_header(lines: Lines, plan: KernelPlan) -> None:
         lines.comment("")
     lines.comment(*describe(plan), "")
     lines.comment(
-        "A new length, parameter value or tensor content runs the same compiled kernels: no argument",
-        "is specialised but for the alignment of addresses that every call has.",
+        "A new length, parameter value or tensor content runs the same compiled kernels: no",
+        "argument is specialised but for the alignment of addresses that every call has.",
     )
     lines.blank()
-    lines.add("import contextlib", "import math", "", "import torch", "import triton", "import triton.language as tl")
+    lines.add(
+        "import contextlib",
+        "import math",
+        "",
+        "import torch",
+        "import triton",
+        "import triton.language as tl",
+    )
     lines.blank()
     lines.add(
         f"ACCUMULATOR = torch.{plan.accumulator}",

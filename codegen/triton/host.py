@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attndsl.ir.nodes import Node
 from attndsl.plan.kernel_plan import KernelPlan
 
 from .. import host
@@ -92,9 +93,7 @@ def write_launch(lines: Lines, kernel: Kernel, count: str, name: str) -> None:
         kernel.arguments.write_launch(lines, name)
 
 
-def write_backward(
-    lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]
-) -> None:
+def write_backward(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) -> None:
     """`run_backward`."""
     delta, tables = kernels.get("backward_delta"), kernels.get("backward_tables")
     dq, dkv = kernels["backward_dq"], kernels["backward_dkv"]
@@ -153,7 +152,7 @@ def _write_query(lines: Lines, plan: KernelPlan, dq: Kernel) -> None:
     dtype = ", dtype=ACCUMULATOR" if on_host else ""
     lines.add(f"grad_query = query.new_empty((size_B, size_H, size_Nq, size_D){dtype})")
     for argument in dq.arguments.arguments:
-        if argument.name.startswith("row_"):
+        if argument.name.startswith("row_adjoint_"):
             shape = "(size_B, size_H, size_Nq)"
             lines.add(f"{argument.name} = query.new_empty({shape}, dtype=ACCUMULATOR)")
     count, name = grid_of_rows(dq)
@@ -166,14 +165,16 @@ def _write_query(lines: Lines, plan: KernelPlan, dq: Kernel) -> None:
 
 
 def _write_key_value(lines: Lines, plan: KernelPlan, dkv: Kernel) -> None:
-    lines.comment("One sum per query head; those of a group are added afterwards, in a fixed order.")
+    lines.comment(
+        "One sum per query head; those of a group are added afterwards, in a fixed order."
+    )
     lines.add(
         "partial_dtype = query.dtype if size_H == size_Hk else ACCUMULATOR",
         "grad_key = key.new_empty((size_B, size_H, size_Nk, size_D), dtype=partial_dtype)",
         "grad_value = value.new_empty((size_B, size_H, size_Nk, size_Dv), dtype=partial_dtype)",
     )
     for argument in dkv.arguments.arguments:
-        if argument.name.startswith("column_"):
+        if argument.name.startswith("column_adjoint_"):
             lines.add(
                 f"{argument.name} = query.new_zeros((size_B, size_H, size_Nk), dtype=ACCUMULATOR)"
             )
@@ -186,11 +187,11 @@ def _write_key_value(lines: Lines, plan: KernelPlan, dkv: Kernel) -> None:
 
 
 def _write_leaves(lines: Lines, plan: KernelPlan, dq: Kernel, dkv: Kernel) -> None:
-    adjoints = {"row": {}, "column": {}}
+    adjoints: dict[str, dict[Node, str]] = {"row": {}, "column": {}}
     for level, kernel in (("row", dq), ("column", dkv)):
         for number, leaf in enumerate(plan.leaves):
-            if leaf.level == level and kernel.arguments.has(f"{level}_{number}"):
-                adjoints[level][leaf.node] = f"{level}_{number}"
+            if leaf.level == level and kernel.arguments.has(f"{level}_adjoint_{number}"):
+                adjoints[level][leaf.node] = f"{level}_adjoint_{number}"
         if adjoints[level]:
             host.write_leaves(lines, plan, level, adjoints[level])
     if adds_to_query_on_host(plan):
@@ -208,7 +209,8 @@ def _write_tables(lines: Lines, plan: KernelPlan, tables: Kernel) -> None:
                 part = f"{part} * query.abs().amax()"
             parts.append(part)
         lines.add(
-            f"largest = torch.cat([{', '.join(parts)}]).amax()" if len(parts) > 1
+            f"largest = torch.cat([{', '.join(parts)}]).amax()"
+            if len(parts) > 1
             else f"largest = ({parts[0]}).amax()"
         )
         lines.add(
@@ -219,6 +221,4 @@ def _write_tables(lines: Lines, plan: KernelPlan, tables: Kernel) -> None:
         )
     write_launch(lines, tables, *grid_of_rows(tables))
     for name in table_names(plan):
-        lines.add(
-            f"grad_t_{name} += attn_from_units(sums_{name}, unit_{name}, largest_{name})"
-        )
+        lines.add(f"grad_t_{name} += attn_from_units(sums_{name}, unit_{name}, largest_{name})")

@@ -20,8 +20,8 @@ NEGATIVE_INFINITY = 'float("-inf")'
 class Kernel:
     """One kernel while it is written.
 
-    columns_first  a program owns a tile of keys and loops over tiles of queries; its pair values are
-                   transposed, [BLOCK_N, BLOCK_M], so that the products read them from registers
+    columns_first  a program owns a tile of keys and loops over tiles of queries; its pair values
+                   are transposed, [BLOCK_N, BLOCK_M]: the products read them from registers
     """
 
     def __init__(
@@ -198,10 +198,10 @@ class Kernel:
         if self.columns_first:
             offset, length, block = ("q_start", "Nq", "BLOCK_M")
         lines.blank()
+        over = "queries" if self.columns_first else "keys"
         lines.comment(
-            f"Tiles of {'queries' if self.columns_first else 'keys'} in which some pair takes part: "
-            "[first, last);",
-            "in which every pair does: [full_first, full_last).",
+            f"Tiles of {over}: some pair takes part in those of [first, last), every pair in those",
+            "of [full_first, full_last).",
         )
         lines.origin(self.plan.program, self.plan.program.mask)
         for at, segment in enumerate(self.segments):
@@ -235,9 +235,7 @@ class Kernel:
                 self.lines.add(f"swap = lo_{b} < lo_{a}")
                 for name in ("lo", "hi", "full_lo", "full_hi")[: 4 if self.has_full else 2]:
                     x, y = f"{name}_{a}", f"{name}_{b}"
-                    self.lines.add(
-                        f"{x}, {y} = tl.where(swap, {y}, {x}), tl.where(swap, {x}, {y})"
-                    )
+                    self.lines.add(f"{x}, {y} = tl.where(swap, {y}, {x}), tl.where(swap, {x}, {y})")
 
     def _write_tile_range(self, at: int, block: str) -> None:
         lines = self.lines
@@ -294,10 +292,12 @@ class Kernel:
         lines.blank()
 
     def spread(self, node: Node, text: str) -> str:
-        """The text of a pair value in the shape of a tile, whatever the node varies with."""
+        """The text of a value, an atom, in the shape of a tile whatever the node varies with."""
         if level_of(node) == "pair":
-            return text
-        return f"tl.zeros([{self.shape}], tl.float32) + {text}"
+            return f"({text})"
+        if is_const(node):
+            return f"tl.full([{self.shape}], {text}, tl.float32)"
+        return f"(tl.zeros([{self.shape}], tl.float32) + {text})"
 
     def mask_tests(self, partial: bool, always_rows: bool = False) -> list[str]:
         """Tests that a pair takes part, by bounds and mask; none in a full tile."""

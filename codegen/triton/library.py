@@ -1,4 +1,4 @@
-"""The helper functions that generated Triton code carries along, as text; only used ones are written."""
+"""The helper functions that generated Triton code carries along where it uses them, as text."""
 
 from __future__ import annotations
 
@@ -87,8 +87,9 @@ def attn_softplus(x):
 
 @triton.jit
 def attn_saturated(x):
-    """A whole float as an int32; what lies beyond int32 becomes its last representable value."""
-    return tl.minimum(tl.maximum(x, -2147483520.0), 2147483520.0).to(tl.int32)
+    """A whole float as an int32, cut to the floats that int32 holds; NaN gives the lowest."""
+    limit = 2147483520.0
+    return tl.where(x == x, tl.minimum(tl.maximum(x, -limit), limit), -limit).to(tl.int32)
 
 
 @triton.jit
@@ -196,12 +197,8 @@ def test_text(pattern: str) -> str:
 
 def offset_texts(pattern: str, strides: list[str]) -> tuple[str, str]:
     """The offset of an element: what the program alone gives, int64, and the rest."""
-    outer = [
-        f"tl.cast(i{a}, tl.int64) * {strides[a]}" for a, c in enumerate(pattern) if c in "up"
-    ]
-    inner = [
-        f"attn_step(i{a}, {strides[a]}, wide)" for a, c in enumerate(pattern) if c not in "up"
-    ]
+    outer = [f"tl.cast(i{a}, tl.int64) * {strides[a]}" for a, c in enumerate(pattern) if c in "up"]
+    inner = [f"attn_step(i{a}, {strides[a]}, wide)" for a, c in enumerate(pattern) if c not in "up"]
     return " + ".join(outer), " + ".join(inner)
 
 
@@ -274,7 +271,7 @@ def add_function(pattern: str) -> str:
 def attn_add_{pattern}(sums, {extents}, wide: tl.constexpr, {indices}, amount, keep):
     """Adds whole numbers to elements; what lies outside the tensor is dropped."""
     {body}
-    keep = tl.broadcast_to(keep{" & " + test if test else ""}, amount.shape)
+    keep = tl.broadcast_to(attn_truth(keep{" & " + test if test else ""}), amount.shape)
     tl.atomic_add(tl.broadcast_to({place}, amount.shape), amount, mask=keep, sem="relaxed")
 '''
 

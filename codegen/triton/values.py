@@ -65,8 +65,8 @@ def normalised(root: Node, ranges: Ranges) -> Node:
         if args != node.args:
             node = make(node.op, *args, attr=node.attr, kind=node.kind)
         if node.kind == "int" and node.op in SUMS and level_of(node) == "pair":
-            rows, columns, pairs = parts_of_sum(node)
-            return total([part for part in (total(rows), total(columns), total(pairs)) if part])
+            parts = [total(part) for part in parts_of_sum(node)]
+            return total([part for part in parts if part]) or node
         return node
 
     return rebuild(root, change)
@@ -221,6 +221,8 @@ class Values:
         text = f"attn_lookup_{self.pattern(node)}({call})"
         if node.kind == "float":
             return f"{text}.to(tl.float32)"
+        if node.kind == "bool" and level_of(node) == "program":
+            return f"attn_truth({text})"
         if node.kind == "int" and self.integers.dtype(node.name) in NARROW_DTYPES:
             return f"{text}.to(tl.int32)"
         if node.kind == "int" and self.integers.dtype(node.name) in WIDE_DTYPES:
@@ -280,4 +282,3 @@ class Values:
 def uses_score(*roots: Node) -> bool:
     """Whether any of the expressions needs query times key."""
     return any(find(root, "score") for root in roots)
-

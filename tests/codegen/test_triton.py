@@ -1,4 +1,4 @@
-"""The Triton generator in Triton's interpreter, against the oracle, where the examples do not reach."""
+"""The Triton generator in Triton's interpreter against the oracle, beyond the examples."""
 
 from __future__ import annotations
 
@@ -65,6 +65,11 @@ BUCKETS = (
 NESTED = (
     "attention nested(doc: int[B, Nk], kind: int[M], near: bool[Nq, Nk]):\n"
     "    mask kind[doc[b, k]] == 1 or near[q, k]\n"
+)
+NEVER = "attention never():\n    score -inf\n"
+HEADS = (
+    "attention heads(on: bool[H], bias: float[N], x: float[H]):\n    mask on[h]\n"
+    "    score (score if x[h] < 0 else -inf) + bias[q - k + 3]\n"
 )
 
 
@@ -149,16 +154,22 @@ CASES = {
     "great sink": Case(SINK, parameters={"sink": 200 * floats(2)}),
     "normalize": Case(NORMALIZE, parameters={"decay": floats(2).abs()}),
     "elementwise": Case(ELEMENTWISE, parameters={"gain": floats(33)}),
-    "gate": Case(
-        GATE, (2, 2, 1, 33, 17, 16, 20), {"gate": floats(2, 2, 33), "shift": floats(20)}
-    ),
+    "gate": Case(GATE, (2, 2, 1, 33, 17, 16, 20), {"gate": floats(2, 2, 33), "shift": floats(20)}),
     "gate without keys": Case(
         GATE, (1, 2, 1, 17, 0, 16, 16), {"gate": floats(1, 2, 17), "shift": floats(16)}
     ),
-    "dot": Case(
-        DOT, (2, 2, 1, 17, 17, 16, 16), {"rel": floats(2, 5, 16), "own": floats(5, 16)}
-    ),
+    "dot": Case(DOT, (2, 2, 1, 17, 17, 16, 16), {"rel": floats(2, 5, 16), "own": floats(5, 16)}),
     "scores of -inf": Case(MASKED_BY_SCORE, parameters={"bias": floats(33)}),
+    "only scores of -inf": Case(NEVER),
+    "conditions of heads": Case(
+        HEADS,
+        (1, 4, 2, 17, 17, 16, 16),
+        {
+            "on": torch.tensor([True, False, True, True]),
+            "bias": floats(7),
+            "x": torch.tensor([-1.0, -1.0, 1.0, -2.0], dtype=torch.float64),
+        },
+    ),
     "functions": Case(FUNCTIONS, parameters={"x": floats(33)}),
     "integers": Case(INTEGERS),
     "integers, negative positions": Case(INTEGERS, call={"q_offset": -20, "k_offset": -9}),
@@ -227,6 +238,8 @@ def test_text_is_python_that_stands_alone_and_does_not_change() -> None:
     for case in (CASES["relative"], CASES["dot"], CASES["gate"]):
         text = attndsl.compile(text=case.text, backend="triton").source("forward")
         assert text == attndsl.compile(text=case.text, backend="triton").source("forward")
-        imports = [n for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.Import, ast.ImportFrom))]
+        imports = [
+            n for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.Import, ast.ImportFrom))
+        ]
         names = {alias.name.split(".")[0] for n in imports for alias in n.names}
         assert names <= {"torch", "triton", "contextlib", "math"}

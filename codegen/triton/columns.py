@@ -1,0 +1,117 @@
+"""The backward kernel that owns a tile of keys: gradients of keys and of values."""
+
+from __future__ import annotations
+
+from attndsl.ir.nodes import find
+from attndsl.plan.kernel_plan import KernelPlan
+
+from .adjoint import Adjoint, numbered_leaves
+
+
+class BackwardKeyValue(Adjoint):
+    """Writes `backward_dkv`: one query head of a tile of keys; adjoints of column-level leaves."""
+
+    def __init__(self, plan: KernelPlan) -> None:
+        leaves = numbered_leaves(plan, "column")
+        super().__init__(plan, "backward_dkv", plan.backward_dkv, leaves, columns_first=True)
+
+    def write(self) -> str:
+        lines, plan, arguments = self.lines, self.plan, self.arguments
+        self.add_input_arguments()
+        arguments.add_own("grad_key", plan.request.dtype)
+        arguments.add_own("grad_value", plan.request.dtype)
+        for item in self.leaves:
+            arguments.add_own(f"column_adjoint_{item.number}", "float32")
+        self.add_other_arguments()
+        lines.add('"""Gradients of a tile of keys and values from one query head."""')
+        self._write_inputs()
+        for i, chunk in enumerate(plan.query_chunks):
+            lines.add(f"grad_key_{i} = tl.zeros([BLOCK_N, {chunk.width}], tl.float32)")
+        for i, chunk in enumerate(plan.value_chunks):
+            lines.add(f"grad_value_{i} = tl.zeros([BLOCK_N, {chunk.width}], tl.float32)")
+        for item in self.leaves:
+            lines.add(f"column_sum_{item.number} = tl.zeros([BLOCK_N], tl.float32)")
+        self.write_tiles(self._write_tile)
+        self._write_end()
+        return self.finish()
+
+    def _write_inputs(self) -> None:
+        lines, plan = self.lines, self.plan
+        self.write_place(self.roots)
+        self.write_columns()
+        for name, chunks in (("key", plan.query_chunks), ("value", plan.value_chunks)):
+            if name == "value" or self.has_score:
+                self.write_base(name, "(h // G)")
+                self.write_loads(name, "start_n", chunks, "n_keys", "BLOCK_N")
+        self.values.define(lines, "column", self.roots)
+        self.write_base("query", "h")
+        width = plan.request.value_dim
+        self.write_own_base("grad_raw", width, "Nq")
+
+    def _write_tile(self, partial: bool) -> None:
+        lines, plan = self.lines, self.plan
+        limit = "Nq" if partial else None
+        self.write_rows()
+        roots = self.tile_roots(partial)
+        if any(find(node, "dot") for node in roots):
+            lines.add("query_rows = query_head + rows * query_n")
+        if self.has_score:
+            self.write_loads("query", "start_m", plan.query_chunks, limit, "BLOCK_M")
+        self.write_own_loads(
+            "grad_raw", plan.request.value_dim, "start_m", plan.value_chunks, limit, "BLOCK_M"
+        )
+        self.write_row_statistics(partial)
+        self.values.define(lines, "row", roots)
+        keep = self.write_weights(partial)
+        for i in range(len(plan.value_chunks)):
+            lines.add(
+                f"grad_value_{i} = tl.dot("
+                f"weight.to(grad_raw_{i}.dtype), grad_raw_{i}, grad_value_{i}{self.precision})"
+            )
+        if not self.has_score_adjoint and not self.leaves:
+            return
+        # Loaded no earlier than it is used: it takes as many registers as rows of the tile.
+        self.write_delta(partial)
+        self.write_pair_adjoint(keep)
+        for item in self.leaves:
+            lines.origin(plan.program, item.leaf.node)
+            text = self.leaf_adjoint(item.leaf.partial, keep)
+            lines.add(f"column_sum_{item.number} += tl.sum({text}, 1)")
+        if self.has_score_adjoint:
+            text = self.leaf_adjoint(plan.raw_partial, keep)
+            if text != "adjoint":
+                lines.add(f"adjoint = {text}")
+            for i in range(len(plan.query_chunks)):
+                lines.add(
+                    f"grad_key_{i} = tl.dot("
+                    f"adjoint.to(query_{i}.dtype), query_{i}, grad_key_{i}{self.precision})"
+                )
+
+    def _write_end(self) -> None:
+        lines, plan = self.lines, self.plan
+        lines.comment("Columns beyond the last key took part in full tiles: they are 0.")
+        lines.add("column = start_n + tl.arange(0, BLOCK_N)", "there = (column < n_keys)[:, None]")
+
+        for name, width, chunks, scaled in (
+            ("grad_key", plan.request.head_dim, plan.query_chunks, " * scale"),
+            ("grad_value", plan.request.value_dim, plan.value_chunks, ""),
+        ):
+            self.write_own_stores(
+                name, width, "start_n", chunks, "Nk", "BLOCK_N", ChunkText(name, scaled)
+            )
+        for item in self.leaves:
+            lines.add(
+                f"tl.store(column_adjoint_{item.number} + head.to(tl.int64) * Nk + column, "
+                f"tl.where(column < n_keys, column_sum_{item.number}, 0.0), mask=column < Nk)"
+            )
+
+
+class ChunkText:
+    """The text of a chunk of a gradient, cut to the keys that are there."""
+
+    def __init__(self, name: str, scaled: str) -> None:
+        self.name, self.scaled = name, scaled
+
+    def __call__(self, i: int) -> str:
+        name = self.name
+        return f"tl.where(there, {name}_{i}{self.scaled}, 0.0).to({name}.dtype.element_ty)"

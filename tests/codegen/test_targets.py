@@ -1,0 +1,53 @@
+"""Every example compiles for every target without a GPU; on sm_90 without a spill, with wgmma."""
+
+from pathlib import Path
+
+import pytest
+
+import attndsl
+from attndsl.backend import load
+from attndsl.plan.planner import plan
+from attndsl.report.compile import Job, compile_jobs
+from attndsl.report.requests import request_for
+
+EXAMPLES = sorted(Path("examples").glob("*.attn"))
+HEAD_DIMS = (64, 128)
+OTHER_TARGETS = ("sm_80", "sm_100", "gfx942")
+SHARED_LIMIT = 227 * 1024  # bytes per block on sm_90 (CUDA C Programming Guide, table 27)
+MATRIX_KERNELS = {"forward", "backward_dq", "backward_dkv"}
+
+
+def job(path: Path, target: str, head_dim: int, dtype: str = "bfloat16") -> Job:
+    program = attndsl.compile(path).program
+    made = plan(program, request_for(program, target, dtype, head_dim, head_dim))
+    generator = load("attndsl.codegen", "triton")
+    return Job(generator.emit(made), generator.kernels(made), target)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_hopper(path: Path) -> None:
+    for kernels in compile_jobs([job(path, "sm_90", head_dim) for head_dim in HEAD_DIMS]):
+        assert {kernel.name for kernel in kernels} >= MATRIX_KERNELS
+        for kernel in kernels:
+            assert kernel.spill_bytes == 0, kernel
+            assert kernel.shared_bytes <= SHARED_LIMIT, kernel
+            assert kernel.mma == 0, kernel
+            assert (kernel.wgmma > 0) or kernel.name not in MATRIX_KERNELS, kernel
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_other_targets(path: Path) -> None:
+    jobs = [job(path, target, head_dim) for target in OTHER_TARGETS for head_dim in HEAD_DIMS]
+    for kernels in compile_jobs(jobs):
+        assert {kernel.name for kernel in kernels} >= MATRIX_KERNELS
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_hopper_in_other_dtypes(path: Path, dtype: str) -> None:
+    for kernels in compile_jobs([job(path, "sm_90", head_dim, dtype) for head_dim in HEAD_DIMS]):
+        for kernel in kernels:
+            assert kernel.shared_bytes <= SHARED_LIMIT, kernel
+            if dtype == "float16":
+                assert kernel.spill_bytes == 0, kernel
