@@ -38,6 +38,7 @@ class KernelSpec:
     signature   argument -> Triton type ("*bf16", "i32", "fp32", "constexpr")
     constants   constexpr argument -> value
     attributes  argument -> divisibility (16) that a launch promises
+    may_fuse    whether float products and sums may become fused multiply-adds
     """
 
     name: str
@@ -46,6 +47,7 @@ class KernelSpec:
     attributes: dict[str, int]
     num_warps: int
     num_stages: int
+    may_fuse: bool
 
 
 class Generator(Protocol):

@@ -81,14 +81,29 @@ def attn_lookup(
     """tensor[indices]; 0 where the index of a guarded axis (one at least) lies outside of it."""
     if tensor.numel() == 0:
         return tensor.new_zeros(attn_flat(tensor.shape, indices, tensor)[0].shape)
-    places = [torch.as_tensor(index, device=tensor.device) for index in indices]
+    places = [attn_index(index, tensor) for index in indices]
+    if all(place.dim() == 0 for place in places):  # as an index such a tensor would be read back
+        flat, inside = attn_flat(tensor.shape, indices, tensor)
+        return attn_where(inside, torch.take(tensor, flat))
     inside = torch.ones((), dtype=torch.bool, device=tensor.device)
     for axis in guarded:
         index, last = places[axis], tensor.shape[axis] - 1
         inside = inside & (index >= 0) & (index <= last)
         places[axis] = index.clamp(0, last)
     found = tensor[tuple(places)]
+    return attn_where(inside, found)
+
+
+def attn_where(inside: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """What was found inside, 0 or false elsewhere."""
     return found & inside if found.dtype == torch.bool else torch.where(inside, found, 0)
+
+
+def attn_index(index: torch.Tensor | int, like: torch.Tensor) -> torch.Tensor:
+    """An index as a tensor on the device of `like`; a number is not copied there, but written."""
+    if isinstance(index, torch.Tensor):
+        return index.to(like.device)
+    return torch.full((), index, dtype=torch.int64, device=like.device)
 
 
 def attn_flat(
@@ -99,7 +114,7 @@ def attn_flat(
     flat = torch.zeros((), dtype=torch.int64, device=like.device)
     inside = torch.ones((), dtype=torch.bool, device=like.device)
     for index, length in zip(indices, shape, strict=True):
-        index = torch.as_tensor(index, device=like.device)
+        index = attn_index(index, like)
         inside = inside & (index >= 0) & (index < length)
         flat = flat * length + index
     return torch.where(inside, flat, 0), inside
@@ -160,6 +175,6 @@ def attn_dot_row_backward(
     adjoint = torch.where(inside, adjoint, 0)[..., None]
     grad_query += adjoint * rows
     if grad_table is not None:
-        elements = [torch.as_tensor(i, device=query.device)[..., None] for i in indices]
+        elements = [attn_index(i, query)[..., None] for i in indices]
         last = torch.arange(table.shape[-1], device=query.device)
         attn_scatter(grad_table, adjoint * query, (*elements, last))

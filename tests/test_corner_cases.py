@@ -113,3 +113,18 @@ def test_tiles_of_ints_beyond_64_bits(mask: str, offset: int) -> None:
     tiles = attn.tiles(Nq=64, Nk=64, q_offset=offset, block=(8, 8))[0, 0]
     assert not ((tiles == 0) & pairs.any(3).any(1)).any()
     assert not ((tiles == 2) & ~pairs.all(3).all(1)).any()
+
+
+@pytest.mark.parametrize("engine", ["reference", "torch", "triton"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("score", ["max(score, -50.0)", "min(score, 9.0)", "relu(score)"])
+def test_nan_in_an_input_is_seen(engine: str, score: str) -> None:
+    text = f"attention f:\n    mask k <= q\n    score {score}\n"
+    attn = attndsl.compile(text=text, backend="torch" if engine == "reference" else engine)
+    call = attn.reference if engine == "reference" else attn
+    query = torch.randn(1, 1, 5, 4)
+    query[0, 0, 3] = float("nan")
+    x = torch.randn(1, 1, 5, 4)
+    out, lse = call(query, x, x, return_lse=True)
+    assert out[0, 0, 3].isnan().all() and lse[0, 0, 3].isnan()
+    assert not out[0, 0, :3].isnan().any() and not lse[0, 0, :3].isnan().any()

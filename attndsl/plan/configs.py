@@ -133,7 +133,7 @@ HOPPER: dict[Work, Table] = {
 DEFAULT: Table = (
     (64, (Config(128, 64, 4, 3), Config(64, 64, 4, 2), Config(64, 64, 4, 2))),
     (128, (Config(128, 64, 8, 2), Config(64, 64, 8, 2), Config(64, 64, 8, 2))),
-    (256, (Config(64, 32, 8, 2), Config(64, 32, 8, 1), Config(32, 64, 8, 1))),
+    (256, (Config(64, 32, 8, 2), Config(64, 32, 8, 1), Config(16, 64, 8, 1))),
 )
 AMD: Table = (
     (64, (Config(128, 64, 4, 1), Config(64, 64, 4, 1), Config(64, 64, 4, 1))),

@@ -7,7 +7,7 @@ from typing import Literal
 
 from attndsl.analysis.facts import Segment as Segment
 from attndsl.analysis.facts import TileFacts as TileFacts
-from attndsl.ir.nodes import Node
+from attndsl.ir.nodes import Node, topological
 from attndsl.ir.program import Program
 
 Level = Literal["program", "row", "column", "pair"]
@@ -76,6 +76,13 @@ class Leaf:
     level: Level
 
 
+def decides_by_float(node: Node) -> bool:
+    """Whether a float becomes a truth value or an int here."""
+    if node.op in ("lt", "le", "eq", "ne"):
+        return node.args[0].kind == "float"
+    return node.op in ("floor", "ceil", "round", "trunc")
+
+
 @dataclass(frozen=True)
 class KernelPlan:
     """The decisions for one (program, request).
@@ -121,6 +128,19 @@ class KernelPlan:
     def form(self) -> str:
         """ "softmax", "normalize" or "elementwise"."""
         return self.program.weights.form
+
+    @property
+    def may_fuse(self) -> bool:
+        """Whether kernels may contract float products and sums (fused multiply-add).
+
+        Not where a float decides the mask or an index: which product is fused differs from kernel
+        to kernel, and forward and backward must decide alike.
+        """
+        values = (self.program.mask, self.value, self.program.weights.sink, self.program.output)
+        roots = [root for root in values if root is not None]
+        reads = [node for node in topological(*roots) if node.op in ("lookup", "dot")]
+        indices = [index for node in reads for index in node.args]
+        return not any(map(decides_by_float, topological(self.program.mask, *indices)))
 
     @property
     def accumulator(self) -> str:

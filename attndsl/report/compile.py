@@ -225,7 +225,7 @@ def _compile(module: ModuleType, spec: KernelSpec, target: str) -> CompiledKerne
     options: dict[str, object] = {
         "num_warps": spec.num_warps,
         "num_stages": spec.num_stages,
-        "enable_fp_fusion": True,
+        "enable_fp_fusion": spec.may_fuse,
     }
     try:
         compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)

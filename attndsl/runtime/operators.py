@@ -25,6 +25,7 @@ from attndsl.runtime.arguments import check_backend, check_call, check_values, u
 
 PROGRAMS: dict[str, Program] = {}
 
+OLDEST_CUDA = (8, 0)  # compute capability: Ampere
 ALIGNMENT = 16  # bytes: one vector load or store
 
 
@@ -376,6 +377,11 @@ def target_of(backend: str, device: torch.device) -> str:
             raise ArgumentError(
                 f'backend="triton" cannot run on {device.type} tensors; use backend="torch", or '
                 "set TRITON_INTERPRET=1 before Triton is imported to run in its interpreter"
+            )
+        if not torch.version.hip and torch.cuda.get_device_capability(device) < OLDEST_CUDA:
+            raise ArgumentError(
+                "the Triton kernels need a GPU of compute capability 8.0 or newer; "
+                'compile with backend="torch"'
             )
     return architecture(device) if device.type == "cuda" else "cpu"
 

@@ -172,7 +172,7 @@ class Arguments:
             config = self.config
             lines.add(f"BLOCK_M={config.block_m},", f"BLOCK_N={config.block_n},")
             lines.add(f"num_warps={config.num_warps},", f"num_stages={config.num_stages},")
-            lines.add("enable_fp_fusion=True,")
+            lines.add(f"enable_fp_fusion={self.plan.may_fuse},")
         lines.add(")")
 
     def spec(self) -> KernelSpec:
@@ -191,4 +191,5 @@ class Arguments:
             attributes={a.name: ALIGNMENT for a in self.arguments if a.aligned},
             num_warps=config.num_warps,
             num_stages=config.num_stages,
+            may_fuse=self.plan.may_fuse,
         )

@@ -160,7 +160,8 @@ class Forward(Kernel):
 
     def _write_denominator(self) -> None:
         lines, plan = self.lines, self.plan
-        lines.add(f"empty = most == {NEGATIVE_INFINITY}")
+        # NaN is no maximum, but shows in the sum.
+        lines.add(f"empty = (most == {NEGATIVE_INFINITY}) & (total == 0.0)")
         sink = plan.program.weights.sink
         if sink is not None:
             lines.origin(plan.program, sink)

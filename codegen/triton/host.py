@@ -137,6 +137,7 @@ def _write_incoming(lines: Lines, plan: KernelPlan) -> None:
 
 def _write_delta(lines: Lines, delta: Kernel) -> None:
     lines.add(
+        "stat = attn_packed(stat, ACCUMULATOR)",
         "delta = torch.empty_like(stat)",
         "base = torch.empty_like(stat)",
         "if grad_lse is None:",

@@ -23,15 +23,27 @@ def attn_floormod(x, y):
 
 
 @triton.jit
+def attn_divide(x, y):
+    """x / y, rounded correctly: `/` may be a little off, and a floor or a test would tell."""
+    return tl.div_rn(tl.cast(x, tl.float32), tl.cast(y, tl.float32))
+
+
+@triton.jit
+def attn_root(x):
+    """The square root, rounded correctly."""
+    return tl.sqrt_rn(tl.cast(x, tl.float32))
+
+
+@triton.jit
 def attn_floordiv_float(x, y):
     """The largest whole number not above x / y."""
-    return tl.floor(x / y)
+    return tl.floor(attn_divide(x, y))
 
 
 @triton.jit
 def attn_floormod_float(x, y):
     """What is left of x when y is taken floor(x / y) times."""
-    return x - y * tl.floor(x / y)
+    return x - y * tl.floor(attn_divide(x, y))
 
 
 @triton.jit
@@ -73,8 +85,8 @@ def attn_tanh(x):
 
 @triton.jit
 def attn_relu(x):
-    """The greater of x and 0."""
-    return tl.maximum(x, 0.0)
+    """The greater of x and 0; NaN stays."""
+    return tl.where(x <= 0.0, 0.0, x)
 
 
 @triton.jit
@@ -82,7 +94,7 @@ def attn_softplus(x):
     """log(1 + exp(x)), with the series of the logarithm where exp is small."""
     small = tl.exp(-tl.abs(x))
     series = small * (1.0 - small * (0.5 - small * 0.33333334))
-    return tl.maximum(x, 0.0) + tl.where(small < 0.01, series, tl.log(1.0 + small))
+    return tl.where(x <= 0.0, 0.0, x) + tl.where(small < 0.01, series, tl.log(1.0 + small))
 
 
 @triton.jit

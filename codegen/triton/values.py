@@ -6,9 +6,9 @@ import struct
 from collections.abc import Iterable, Sequence
 
 from attndsl.analysis.intervals import INT32, POSITION, Range, Ranges
-from attndsl.ir.nodes import Node, constant, find, is_const, make, rebuild
-from attndsl.ir.ops import ATOM, PRODUCT, TEST, Spelling
-from attndsl.plan.kernel_plan import KernelPlan
+from attndsl.ir.nodes import Node, constant, find, is_const, make, rebuild, topological
+from attndsl.ir.ops import ATOM, PRODUCT, TEST, Spelling, call
+from attndsl.plan.kernel_plan import KernelPlan, decides_by_float
 
 from ..expressions import Printer, hoist, table_spelling
 from ..lines import Lines
@@ -70,6 +70,15 @@ def normalised(root: Node, ranges: Ranges) -> Node:
         return node
 
     return rebuild(root, change)
+
+
+def decisive(root: Node) -> set[Node]:
+    """The quotients and roots below a comparison of floats or a rounding to int.
+
+    A value that is off by a rounding error is as good as another; a decision is not.
+    """
+    tests = [node for node in topological(root) if decides_by_float(node)]
+    return {node for node in topological(*tests) if node.op in ("div", "sqrt")}
 
 
 Term = tuple[int, Node]  # a sign and what it stands before
@@ -149,12 +158,14 @@ class Values:
         self.order = ("program", *middle, "pair")
         self.printer = Printer("triton", self._leaf, spell=self._spell)
         self._normalised: dict[Node, Node] = {}
+        self._exact: set[Node] = set()  # quotients and roots that a test or an int depends on
         self._ranges = Ranges(tables=self.integers.dtypes)
 
     def normal(self, node: Node) -> Node:
         """The node with constants that float32 can hold."""
         if node not in self._normalised:
             self._normalised[node] = normalised(node, self._ranges)
+            self._exact |= decisive(self._normalised[node])
         found = self._normalised[node]
         for below in find(found, "const"):
             if below.kind == "int" and not fits((below.value, below.value), INT32):
@@ -265,6 +276,12 @@ class Values:
             if plain:
                 symbol = "//" if node.op == "floordiv" else "%"
                 return Spelling(f"{{0}} {symbol} {{1}}", PRODUCT, (PRODUCT, PRODUCT + 1))
+        if node in self._exact:
+            return call("attn_divide", 2) if node.op == "div" else call("attn_root")
+        if node.op in ("min", "max") and node.kind == "float":  # as in torch, NaN wins
+            name = "minimum" if node.op == "min" else "maximum"
+            template = f"tl.{name}({{0}}, {{1}}, propagate_nan=tl.PropagateNan.ALL)"
+            return Spelling(template, ATOM, (TEST, TEST))
         if node.op == "pow" and is_const(node.args[1], 2.0):
             return Spelling("attn_square({0})", ATOM, (TEST, TEST))
         spelling = table_spelling("triton", node)

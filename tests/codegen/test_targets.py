@@ -13,7 +13,14 @@ from attndsl.report.requests import request_for
 EXAMPLES = sorted(Path("examples").glob("*.attn"))
 HEAD_DIMS = (64, 128)
 OTHER_TARGETS = ("sm_80", "sm_100", "gfx942")
-SHARED_LIMIT = 227 * 1024  # bytes per block on sm_90 (CUDA C Programming Guide, table 27)
+# Bytes of shared memory that a block may have: CUDA C Programming Guide, technical specifications per
+# compute capability; CDNA3 ISA. Cards of 8.6, 8.9 and 12.0 have the least, and run what sm_80 does.
+SHARED_LIMITS = {
+    "sm_80": 99 * 1024,
+    "sm_90": 227 * 1024,
+    "sm_100": 227 * 1024,
+    "gfx942": 64 * 1024,
+}
 MATRIX_KERNELS = {"forward", "backward_dq", "backward_dkv"}
 
 
@@ -30,7 +37,7 @@ def test_hopper(path: Path) -> None:
         assert {kernel.name for kernel in kernels} >= MATRIX_KERNELS
         for kernel in kernels:
             assert kernel.spill_bytes == 0, kernel
-            assert kernel.shared_bytes <= SHARED_LIMIT, kernel
+            assert kernel.shared_bytes <= SHARED_LIMITS[kernel.target], kernel
             assert kernel.mma == 0, kernel
             assert (kernel.wgmma > 0) or kernel.name not in MATRIX_KERNELS, kernel
 
@@ -40,6 +47,16 @@ def test_other_targets(path: Path) -> None:
     jobs = [job(path, target, head_dim) for target in OTHER_TARGETS for head_dim in HEAD_DIMS]
     for kernels in compile_jobs(jobs):
         assert {kernel.name for kernel in kernels} >= MATRIX_KERNELS
+        for kernel in kernels:
+            assert kernel.shared_bytes <= SHARED_LIMITS[kernel.target], kernel
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+def test_widest_heads_fit(target: str, dtype: str) -> None:
+    for kernels in compile_jobs([job(Path("examples/gemma2_local.attn"), target, 256, dtype)]):
+        for kernel in kernels:
+            assert kernel.shared_bytes <= SHARED_LIMITS[kernel.target], kernel
 
 
 @pytest.mark.sweep
@@ -48,6 +65,6 @@ def test_other_targets(path: Path) -> None:
 def test_hopper_in_other_dtypes(path: Path, dtype: str) -> None:
     for kernels in compile_jobs([job(path, "sm_90", head_dim, dtype) for head_dim in HEAD_DIMS]):
         for kernel in kernels:
-            assert kernel.shared_bytes <= SHARED_LIMIT, kernel
+            assert kernel.shared_bytes <= SHARED_LIMITS[kernel.target], kernel
             if dtype == "float16":
                 assert kernel.spill_bytes == 0, kernel
