@@ -13,8 +13,9 @@ from attndsl.report.requests import request_for
 EXAMPLES = sorted(Path("examples").glob("*.attn"))
 HEAD_DIMS = (64, 128)
 OTHER_TARGETS = ("sm_80", "sm_100", "gfx942")
-# Bytes of shared memory that a block may have: CUDA C Programming Guide, technical specifications per
-# compute capability; CDNA3 ISA. Cards of 8.6, 8.9 and 12.0 have the least, and run what sm_80 does.
+# Bytes of shared memory that a block may have: CUDA C Programming Guide, technical specifications
+# by compute capability; CDNA3 ISA. Cards of 8.6, 8.9 and 12.0 have the least, and run what sm_80
+# does.
 SHARED_LIMITS = {
     "sm_80": 99 * 1024,
     "sm_90": 227 * 1024,
