@@ -186,22 +186,3 @@ def hoist(
         tuple(n for n in order if n in wanted and level[n] == at and not is_simple(n))
         for at in range(levels)
     )
-
-
-TRITON_FLOOR_HELPERS = '''\
-@triton.jit
-def attn_floordiv(x, y):
-    """x // y rounded down, and 0 where y is 0."""
-    # Triton truncates on tensors and floors on scalars: the remainder tells which it was.
-    safe = tl.where(y == 0, 1, y)
-    quotient = x // safe
-    remainder = x - quotient * safe
-    quotient = tl.where((remainder != 0) & ((remainder < 0) != (safe < 0)), quotient - 1, quotient)
-    return tl.where(y == 0, 0, quotient)
-
-
-@triton.jit
-def attn_floormod(x, y):
-    """x % y with the sign of y, and 0 where y is 0."""
-    return tl.where(y == 0, 0, x - y * attn_floordiv(x, y))
-'''

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,20 @@ from attndsl.runtime import arguments, cache, operators, views
 DTYPE_NAMES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
 # Tables are taken to be as wide as they usually are: a learned one in float32, ids in int32.
 TABLE_DTYPES = {"float": "float32", "int": "int32", "bool": "bool"}
+
+
+class Taken(NamedTuple):
+    """The arguments of a call: an offset is a number, or a tensor beside the number 0."""
+
+    inputs: tuple[Tensor, Tensor, Tensor]
+    tensors: dict[str, Tensor]
+    scalars: dict[str, bool | int | float]
+    factor: float
+    q_number: int
+    k_number: int
+    q_offsets: Tensor | None
+    k_offsets: Tensor | None
+    k_len: Tensor | None
 
 
 class Attention:
@@ -77,33 +92,25 @@ class Attention:
 
         Returns [B, H, Nq, Dv] in query's dtype. Raises ArgumentError.
         """
-        query, key, value = arguments.check_inputs(query, key, value, *more)
-        tensors, scalars = arguments.collect(self._slots, self._const_names, parameters)
+        taken = self._take((query, key, value, *more), scale, q_offset, k_offset, k_len, parameters)
         self._check_lse(return_lse)
-        factor = arguments.take_scale(scale, query.shape[3])
-        q_number, q_offsets = arguments.take_offset("q_offset", q_offset)
-        k_number, k_offsets = arguments.take_offset("k_offset", k_offset)
-        lengths = None if k_len is None else arguments.take_batch_ints("k_len", k_len)
-        arguments.refuse_forward_mode(query, key, value, *tensors.values())
-        query, key, value = cast_for_autocast(query, key, value)
-        ints, floats = arguments.pack(self._slots, scalars)
-        factor, floats, numbers = arguments.keep_symbolic(factor, floats)
+        arguments.refuse_forward_mode(*taken.inputs, *taken.tensors.values())
+        ints, floats = arguments.pack(self._slots, taken.scalars)
+        factor, floats, numbers = arguments.keep_symbolic(taken.factor, floats)
         backend = self.backend
         if backend == "auto":
-            backend = "triton" if query.device.type == "cuda" else "torch"
+            backend = "triton" if taken.inputs[0].device.type == "cuda" else "torch"
         out, _, stat = operators.forward(
-            query,
-            key,
-            value,
-            list(tensors.values()),
+            *taken.inputs,
+            list(taken.tensors.values()),
             ints,
             floats,
             factor,
-            q_number,
-            k_number,
-            q_offsets,
-            k_offsets,
-            lengths,
+            taken.q_number,
+            taken.k_number,
+            taken.q_offsets,
+            taken.k_offsets,
+            taken.k_len,
             numbers,
             self._handle,
             backend,
@@ -128,26 +135,24 @@ class Attention:
 
         Memory is O(B * H * Nq * Nk). Raises ArgumentError.
         """
-        query, key, value = arguments.check_inputs(query, key, value, *more)
-        tensors, scalars = arguments.collect(self._slots, self._const_names, parameters)
+        taken = self._take((query, key, value, *more), scale, q_offset, k_offset, k_len, parameters)
         self._check_lse(return_lse)
-        factor = arguments.take_scale(scale, query.shape[3])
-        q_number, q_offsets = arguments.take_offset("q_offset", q_offset)
-        k_number, k_offsets = arguments.take_offset("k_offset", k_offset)
-        lengths = None if k_len is None else arguments.take_batch_ints("k_len", k_len)
-        query, key, value = cast_for_autocast(query, key, value)
-        batch_ints = {"q_offset": q_offsets, "k_offset": k_offsets, "k_len": lengths}
-        given = list(tensors.values())
-        sizes = arguments.check_call(self.program, query, key, value, given, scalars, batch_ints)
-        arguments.check_values(sizes, scalars, factor, batch_ints)
+        batch_ints = {
+            "q_offset": taken.q_offsets,
+            "k_offset": taken.k_offsets,
+            "k_len": taken.k_len,
+        }
+        tensors, scalars = taken.tensors, taken.scalars
+        sizes = arguments.check_call(
+            self.program, *taken.inputs, list(tensors.values()), scalars, batch_ints
+        )
+        arguments.check_values(sizes, scalars, taken.factor, batch_ints)
         call = Call(
-            query,
-            key,
-            value,
-            factor,
-            q_number if q_offsets is None else q_offsets,
-            k_number if k_offsets is None else k_offsets,
-            lengths,
+            *taken.inputs,
+            taken.factor,
+            taken.q_number if taken.q_offsets is None else taken.q_offsets,
+            taken.k_number if taken.k_offsets is None else taken.k_offsets,
+            taken.k_len,
             sizes,
             scalars,
             tensors,
@@ -157,6 +162,27 @@ class Attention:
             return out
         assert lse is not None
         return out, lse
+
+    def _take(
+        self,
+        inputs: tuple[object, ...],
+        scale: object,
+        q_offset: object,
+        k_offset: object,
+        k_len: object,
+        parameters: Mapping[str, object],
+    ) -> Taken:
+        """The arguments of a call, each checked by itself."""
+        query, key, value = arguments.check_inputs(*inputs)
+        tensors, scalars = arguments.collect(self._slots, self._const_names, parameters)
+        factor = arguments.take_scale(scale, query.shape[3])
+        q_number, q_offsets = arguments.take_offset("q_offset", q_offset)
+        k_number, k_offsets = arguments.take_offset("k_offset", k_offset)
+        lengths = None if k_len is None else arguments.take_batch_ints("k_len", k_len)
+        inputs = cast_for_autocast(query, key, value)
+        return Taken(
+            inputs, tensors, scalars, factor, q_number, k_number, q_offsets, k_offsets, lengths
+        )
 
     def _check_lse(self, return_lse: object) -> None:
         if return_lse and not self._is_softmax:
