@@ -49,6 +49,7 @@ SPEC = KernelSpec(
     attributes={"query": 16, "key": 16, "out": 16},
     num_warps=4,
     num_stages=2,
+    may_fuse=True,
 )
 
 
