@@ -12,8 +12,8 @@ from torch import Tensor
 
 import attndsl
 
-SIGNATURE = "(t: float[H], r: float[H, D], x: float = 0.1)"
-NAMES = ("query", "key", "value", "t", "r")
+SIGNATURE = "(t: float[H], r: float[H, D], u: float[n], w: float[4, 9], x: float = 0.1)"
+NAMES = ("query", "key", "value", "t", "r", "u", "w")
 PROGRAMS = {
     "bare weight": "mask k <= q\n    weights score",
     "bare normalised weight": "mask k <= q\n    weights normalize(2.0 + score)",
@@ -39,6 +39,11 @@ PROGRAMS = {
     "floor beyond int32": "score float(floor(score * 1e12)) * 1e-9",
     "int of infinity": "mask k < floor(inf) and q > int(-inf)",
     "int beyond 64 bits": "mask (q + 3000 - k) ** 6 < 1000",
+    "index of the score": "score score + u[floor(score) + 2]",
+    "index of the score and the distance": "score score + u[floor(score) + q - k]",
+    "indices of the score, of the distance": "score score + w[floor(score) + 2, abs(q - k)]",
+    "lookup by the score in a test": "score score if u[floor(score)] > 0 else 0.5",
+    "power of zero": "mask k <= q\n    score score + u[5] ** (q - k) + u[2] ** (q - k)",
     "scores only of tables": "mask k <= q\n    score t[h] * float(q - k)",
 }
 
@@ -53,8 +58,10 @@ def evaluate(program: str, engine: str, dtype: torch.dtype) -> dict[str, Tensor]
 
     inputs = [draw(1, 2, 19, 4).requires_grad_() for _ in range(3)]
     inputs += [draw(2).requires_grad_(), draw(2, 4).requires_grad_()]
+    zeros = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0, 0.0], dtype=dtype)
+    inputs += [(draw(6) * zeros).requires_grad_(), draw(4, 9).requires_grad_()]
     call = attn.reference if engine == "reference" else attn
-    out = call(*inputs[:3], t=inputs[3], r=inputs[4])
+    out = call(*inputs[:3], **dict(zip(NAMES[3:], inputs[3:], strict=True)))
     grads = torch.autograd.grad(out, inputs, draw(*out.shape), allow_unused=True)
     found = {
         name: torch.zeros_like(x) if grad is None else grad

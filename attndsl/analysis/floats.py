@@ -149,6 +149,8 @@ def _arithmetic(op: str, x: Value, y: Value, finite: list[Node]) -> Value:
 def _function(node: Node, x: Value, ranges: Ranges) -> Value:
     assert x.lo is not None and x.hi is not None
     op, lo, hi, sound = node.op, x.lo, x.hi, x.sound
+    if op == "rsqrt":  # inf at 0, -inf at -0
+        sound = both(sound, make("lt", constant(0.0), lo))
     if op in ("sqrt", "rsqrt", "log", "log2"):  # NaN below 0
         if ranges.of(node.args[0])[0] < 0:
             sound = both(sound, make("le", constant(0.0), lo))

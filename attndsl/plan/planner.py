@@ -51,6 +51,8 @@ def leaves_of(value: Node, grads: tuple[str, ...]) -> tuple[Leaf, ...]:
 def level_of(node: Node) -> Level:
     """Where the index of a lookup or dot lives."""
     varies = frozenset[str]().union(*(arg.varies for arg in node.args))
+    if "score" in varies:
+        return "pair"
     if "k" not in varies:
         return "row"
     return "column" if "q" not in varies else "pair"

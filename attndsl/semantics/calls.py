@@ -205,6 +205,10 @@ def dot_step(checker: Checker, expression: Call, scope: Scope) -> Step:
         )
     if not fits(checker, second, table, len(tensor.dims) - 1, scope):
         return WRONG
+    for index, part in zip(indices, second.indices, strict=True):
+        if found := sorted(index.varies & {"score", "out", "d"}):
+            message = f"an index inside `dot` may not depend on `{found[0]}`"
+            return checker.report("E106", part.span, scope, message)
     return dot(tensor.name, *indices)
 
 

@@ -163,7 +163,10 @@ def extremum(node: Node, da: Node, db: Node) -> Node:
 def power(node: Node, dx: Node, dy: Node) -> Node:
     # d x^y = y x^(y-1) dx + x^y log(x) dy; the second term is 0 at x = 0
     x, y = node.args
-    by_x = times(times(y, build("pow", x, build("sub", y, ONE))), dx) if dx is not ZERO else ZERO
+    by_x = ZERO
+    if dx is not ZERO:
+        by_x = times(times(y, build("pow", x, build("sub", y, ONE))), dx)
+        by_x = choose(build("eq", y, ZERO), ZERO, by_x)  # x^0 is 1, at x = 0 too
     if dy is ZERO:
         return by_x
     slope = choose(make("eq", x, ZERO), ZERO, build("mul", node, build("log", x)))

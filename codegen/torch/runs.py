@@ -35,6 +35,8 @@ class Distances:
 
     def _linear(self, node: Node) -> tuple[int, int] | None:
         """Factors of q and k in an int node that is linear in them."""
+        if "score" in node.varies:
+            return None
         if not node.varies & PAIR:
             return (0, 0)
         if node.op == "index":
@@ -72,7 +74,7 @@ class Distances:
     def has_distance_index(self, node: Node) -> bool:
         """Whether the indices of a lookup or dot vary with the distance and with no other part of
         q or k."""
-        varying = [arg for arg in node.args if arg.varies & PAIR]
+        varying = [arg for arg in node.args if arg.varies & (PAIR | {"score"})]
         return bool(varying) and all(self.is_distance(arg) for arg in varying)
 
     def worthwhile(self, roots: Iterable[Node]) -> list[Node]:

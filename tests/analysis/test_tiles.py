@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attndsl.analysis.tiles import classify
-from attndsl.ir.nodes import Node
+from attndsl.ir.nodes import Node, constant, index, make, scalar
 from tests.analysis.evaluate import judge_tiles
 from tests.analysis.masks import TIGHT, expressions, is_tight_in_tiles, world
 
@@ -35,3 +35,9 @@ def test_named_masks_are_sound_for_odd_values(name: str) -> None:
 @given(mask=expressions(), seed=st.integers(0, 10**6))
 def test_random_masks_are_sound(mask: Node, seed: int) -> None:
     assert judge_tiles(mask, classify(mask), world(seed, wide=False), ANY_POSITIONS).is_sound
+
+
+def test_the_reciprocal_root_of_minus_zero_is_minus_infinity() -> None:
+    zero = make("mul", constant(0.0), make("to_float", index("q")))  # -0.0 for q < 0
+    mask = make("lt", scalar("x", "float"), make("rsqrt", zero))
+    assert judge_tiles(mask, classify(mask), world(0, wide=False), ANY_POSITIONS).is_sound
