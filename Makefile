@@ -50,8 +50,8 @@ fmt: $(STAMP)  ## format Python and .attn files
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/attndsl fmt examples/*.attn
 
-sweep: $(STAMP)  ## 500 random programs through Triton's interpreter (long)
-	@$(BIN)/python -m pytest -q -n $(WORKERS) -m sweep tests/test_random_programs.py
+sweep: $(STAMP)  ## more random programs and masks, more dtypes (long)
+	@$(BIN)/python -m pytest -q -n $(WORKERS) -m sweep
 
 test-triton-min:  ## the tests with the oldest Triton supported (TRITON=3.6.0), in .venv-min
 	@# The interpreter of Triton 3.6 reads scalars in a way that NumPy 2.4 no longer allows.

@@ -37,6 +37,18 @@ def test_random_masks_are_sound(mask: Node, seed: int) -> None:
     assert judge_tiles(mask, classify(mask), world(seed, wide=False), ANY_POSITIONS).is_sound
 
 
+@pytest.mark.sweep
+@settings(
+    max_examples=4000,
+    derandomize=False,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(mask=expressions(), seed=st.integers(0, 10**6))
+def test_many_random_masks_are_sound(mask: Node, seed: int) -> None:
+    assert judge_tiles(mask, classify(mask), world(seed, wide=False), ANY_POSITIONS).is_sound
+
+
 def test_the_reciprocal_root_of_minus_zero_is_minus_infinity() -> None:
     zero = make("mul", constant(0.0), make("to_float", index("q")))  # -0.0 for q < 0
     mask = make("lt", scalar("x", "float"), make("rsqrt", zero))
