@@ -159,5 +159,19 @@ class Adjoint(Kernel):
         product = f"adjoint * ({text})"
         return f"tl.where({keep}, {product}, 0.0)" if keep else product
 
+    def write_score_adjoint(self, own: str, other: str, keep: str) -> None:
+        """Adds to the gradient of query or key (`own`) what comes through query times key."""
+        lines, plan = self.lines, self.plan
+        if not self.has_score_adjoint:
+            return
+        text = self.leaf_adjoint(plan.raw_partial, keep)
+        if text != "adjoint":
+            lines.add(f"adjoint = {text}")
+        for i in range(len(plan.query_chunks)):
+            lines.add(
+                f"grad_{own}_{i} = tl.dot("
+                f"adjoint.to({other}_{i}.dtype), {other}_{i}, grad_{own}_{i}{self.precision})"
+            )
+
     def dot_indices(self, leaf: Leaf) -> list[str]:
         return self.values.write(self.lines, *self.values.indices(leaf.node))

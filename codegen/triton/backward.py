@@ -143,15 +143,7 @@ class BackwardQuery(RowAdjoint):
                 f"greatest_{number} = tl.maximum("
                 f"greatest_{number}, tl.max(attn_finite_size({text}), 1))"
             )
-        if self.has_score_adjoint:
-            text = self.leaf_adjoint(plan.raw_partial, keep)
-            if text != "adjoint":
-                lines.add(f"adjoint = {text}")
-            for i in range(len(plan.query_chunks)):
-                lines.add(
-                    f"grad_query_{i} = tl.dot("
-                    f"adjoint.to(key_{i}.dtype), key_{i}, grad_query_{i}{self.precision})"
-                )
+        self.write_score_adjoint("query", "key", keep)
 
     def _write_end(self) -> None:
         lines, plan = self.lines, self.plan

@@ -77,15 +77,7 @@ class BackwardKeyValue(Adjoint):
             lines.origin(plan.program, item.leaf.node)
             text = self.leaf_adjoint(item.leaf.partial, keep)
             lines.add(f"column_sum_{item.number} += tl.sum({text}, 1)")
-        if self.has_score_adjoint:
-            text = self.leaf_adjoint(plan.raw_partial, keep)
-            if text != "adjoint":
-                lines.add(f"adjoint = {text}")
-            for i in range(len(plan.query_chunks)):
-                lines.add(
-                    f"grad_key_{i} = tl.dot("
-                    f"adjoint.to(query_{i}.dtype), query_{i}, grad_key_{i}{self.precision})"
-                )
+        self.write_score_adjoint("key", "query", keep)
 
     def _write_end(self) -> None:
         lines, plan = self.lines, self.plan
