@@ -89,8 +89,8 @@ class Values:
     dtype    the float dtype of the computation
     sizes, scalars, tensors   by name
     leaves   "b", "h", "q", "k", "d", "score", "out", "row" (the row of the query that `dot` reads)
-             and the ends of a tile, by name: tensors that broadcast against each other, or
-             functions that give them when they are first needed
+             and the ends and summaries of a tile, by name: tensors that broadcast against each
+             other, or functions that give them when they are first needed
     query    [B, H, Nq, D], for `dot`
     lanes    whether every leaf is a vector of the same length (or has no dimension): conditionals
              then evaluate each branch on its own lanes only
@@ -183,7 +183,7 @@ def apply(node: Node, values: Values) -> Tensor:
     match node.op:
         case "const":
             return values.number(node.value, node.kind)
-        case "index" | "bound":
+        case "index" | "bound" | "summary":
             return values.leaf(node.name)
         case "score" | "out":
             return values.leaf(node.op)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import reduce
+from types import MappingProxyType
 
 from attndsl.analysis import build, predicates
 from attndsl.analysis.floats import float_value, is_finite
@@ -23,24 +24,34 @@ from attndsl.analysis.values import MAYBE, UNKNOWN, UNKNOWN_FLOAT, Truth, Value
 from attndsl.ir.nodes import FALSE, TRUE, Node, constant, make, topological
 
 Ends = tuple[Node | None, Node | None]
-Summary = Callable[[Node, "Box"], Value | None]
+# What is known of a lookup that varies with q or k over a box: its values, of a bool its truth.
+Summary = Callable[[Node], Value | Truth | None]
+NOTHING: frozenset[Node] = frozenset()
+NO_COORDINATES: Mapping[str, Ends] = MappingProxyType({})
 
 
-def no_summary(node: Node, box: Box) -> Value | None:
-    """The hook for lookups that vary with q or k: their interval over the box, or None for
-    unknown. Without summaries of tables nothing is known."""
+def no_summary(node: Node) -> Value | Truth | None:
+    """Nothing is known of any lookup."""
     return None
 
 
 class Box:
     """A rectangle: q in [q_ends], k in [k_ends], both inclusive; b and h are fixed.
 
-    An end None has no limit. Values and truths are found once for each node.
+    An end None has no limit. Of the nodes in `unknown` nothing is claimed. `coordinates` has the
+    ends of index nodes such as "q.y" (`grids.py`). Values and truths are found once for each node.
     """
 
-    def __init__(self, q_ends: Ends, k_ends: Ends, summary: Summary = no_summary) -> None:
-        self.ends = {"q": q_ends, "k": k_ends}
-        self.summary = summary
+    def __init__(
+        self,
+        q_ends: Ends,
+        k_ends: Ends,
+        summary: Summary = no_summary,
+        unknown: frozenset[Node] = NOTHING,
+        coordinates: Mapping[str, Ends] = NO_COORDINATES,
+    ) -> None:
+        self.ends = {"q": q_ends, "k": k_ends, **coordinates}
+        self.summary, self.unknown = summary, unknown
         self.ranges = Ranges()
         self._values: dict[Node, Value] = {}
         self._truths: dict[int, tuple[Predicate, Truth]] = {}
@@ -56,6 +67,8 @@ class Box:
         return self._values[root]
 
     def _value(self, node: Node) -> Value:
+        if node in self.unknown:
+            return UNKNOWN_FLOAT if node.kind == "float" else UNKNOWN
         if node.kind == "float":
             return self._float(node)
         if is_fixed(node):
@@ -91,8 +104,8 @@ class Box:
         op, args = node.op, node.args
         if op == "index":
             return Value(*self.ends[node.name])
-        if op in ("lookup", "dot"):
-            return self.summary(node, self) or UNKNOWN
+        if op == "lookup":
+            return self._summarised(node, UNKNOWN)
         if op == "where":
             return self._where(args[0], self.value(args[1]), self.value(args[2]))
         if op == "bool_to_int":
@@ -145,10 +158,14 @@ class Box:
         if node.op in ("lookup", "dot"):
             if is_fixed(node):
                 return Value(node, node, make("eq", node, node))  # NaN differs from itself
-            return self.summary(node, self) or UNKNOWN_FLOAT
+            return self._summarised(node, UNKNOWN_FLOAT)
         if not node.args:
             return UNKNOWN_FLOAT
         return float_value(node, self.value, self.ranges)
+
+    def _summarised(self, node: Node, otherwise: Value) -> Value:
+        found = self.summary(node)
+        return found if isinstance(found, Value) else otherwise
 
     # Truths
 
@@ -208,9 +225,12 @@ class Box:
         return Truth(possible, certain)
 
     def _opaque(self, node: Node) -> Truth:
-        """A comparison of floats; anything else is unknown."""
+        """A comparison of floats, or a summarised table; anything else is unknown."""
+        if node in self.unknown:
+            return MAYBE
         if node.op == "lookup":
-            return self._flag(self.summary(node, self))
+            found = self.summary(node)
+            return found if isinstance(found, Truth) else MAYBE
         if node.op not in ("lt", "le", "eq", "ne") or node.args[0].kind != "float":
             return MAYBE
         if may_wrap(node):
@@ -223,16 +243,6 @@ class Box:
         if node.op == "eq":
             return Truth(meet, FALSE)
         return Truth(TRUE, build.negation(meet))
-
-    def _flag(self, value: Value | None) -> Truth:
-        """A bool table from the interval of its entries, as 0 and 1."""
-        if value is None or value.lo is None or value.hi is None:
-            return MAYBE
-        one = constant(1)
-        return Truth(
-            build.either(build.negation(value.sound), build.at_most(one, value.hi)),
-            build.both(value.sound, build.at_most(one, value.lo)),
-        )
 
 
 def _ordered(op: str, x: Value, y: Value) -> Truth:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from functools import reduce
 
 from attndsl.analysis.facts import EVERYTHING_HIGH, EVERYTHING_LOW
-from attndsl.analysis.linear import Linear, Term, form_range, linear, quotient, remainder, written
+from attndsl.analysis.linear import (
+    ZERO,
+    Linear,
+    Term,
+    form_range,
+    linear,
+    quotient,
+    remainder,
+    written,
+)
 from attndsl.ir.nodes import FALSE, TRUE, Node, constant, make, rebuild, with_args
 
 LOWEST = constant(EVERYTHING_LOW)  # stands for "no limit" at the lower end
@@ -112,6 +121,9 @@ def _sides(form: Linear) -> tuple[Linear, Linear]:
     wide = tuple(term for term in form.terms if is_wide(term))
     if wide:
         rest = Linear(tuple(term for term in form.terms if term not in wide), form.constant)
+        if rest == ZERO and len(wide) == 2 and wide[0].factor * wide[1].factor < 0:
+            larger, smaller = wide if wide[0].factor > 0 else wide[::-1]
+            return Linear((larger,)), -Linear((smaller,))
         return (rest, -Linear(wide)) if wide[0].factor < 0 else (Linear(wide), -rest)
     left = Linear(tuple(term for term in form.terms if term.factor > 0))
     right = -Linear(tuple(term for term in form.terms if term.factor < 0))

@@ -21,9 +21,10 @@ class Segment:
     """Positions along one axis, given a tile of the other axis: int nodes over `bound("lo")` and
     `bound("hi")` (first and last position of the tile, both inclusive), b, h, sizes and scalars.
 
-    Outside [lo, hi) no pair of the tile takes part; inside [full_lo, full_hi) every pair does.
-    Any of them may be empty (lo >= hi) or reach beyond the axis: users clip. Lookups that vary with
-    neither q nor k may occur too.
+    Of all segments of a mask together: outside the union of the [lo, hi) no pair of the tile takes
+    part; inside each [full_lo, full_hi) every pair does. Segments may overlap, come in any order,
+    be empty (lo >= hi) or reach beyond the axis, and a full part may lie outside its own [lo, hi):
+    users sort, clip and join. Lookups that vary with neither q nor k may occur too.
     """
 
     lo: Node
@@ -32,10 +33,31 @@ class Segment:
     full_hi: Node
 
 
+MOST_SEGMENTS = 4
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A part of the mask that costs a better answer: a node of the mask, and why, for people."""
+
+    node: Node
+    reason: str
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The segments of a mask along one axis, at most MOST_SEGMENTS; without `losses` they leave out
+    every tile that they can."""
+
+    segments: tuple[Segment, ...]
+    losses: tuple[Loss, ...] = ()
+
+
 @dataclass(frozen=True)
 class TileFacts:
     """Bool nodes over `bound("q_lo")`, `bound("q_hi")`, `bound("k_lo")`, `bound("k_hi")` (inclusive
-    positions), b, h, sizes and scalars: may some pair of the tile take part; do all."""
+    positions), b, h, sizes, scalars and `summary` leaves (`summaries.py`): may some pair of the
+    tile take part; do all."""
 
     possible: Node
     certain: Node

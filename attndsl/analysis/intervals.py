@@ -237,6 +237,8 @@ def leaf_range(node: Node, tables: Mapping[str, str]) -> Range:
         return -SCALAR, SCALAR
     if node.op == "bound":
         return -POSITION - TILE_SLACK, POSITION + TILE_SLACK
+    if node.op == "summary":  # of a table of any width
+        return TABLE_RANGES["int64"]
     if node.op == "lookup":  # outside its tensor a lookup gives 0, which each dtype has
         return TABLE_RANGES.get(tables.get(node.name, "int64"), ALL)
     return ALL

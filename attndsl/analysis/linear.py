@@ -25,6 +25,8 @@ class Term(NamedTuple):
 
     @property
     def key(self) -> tuple[int, ...]:
+        if len(self.atoms) == 1:  # most are, and keys are asked for all the time
+            return (id(self.atoms[0]),)
         return tuple(sorted(id(atom) for atom in self.atoms))
 
     @property

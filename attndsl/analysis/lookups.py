@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from attndsl.analysis.linear import Linear, linear, number
 from attndsl.analysis.predicates import normal_form
@@ -39,6 +40,7 @@ def lookups_of(program: Program) -> list[Node]:
     return list(dict.fromkeys(found))
 
 
+@lru_cache(maxsize=256)  # proofs and warnings ask for the same
 def prove(program: Program, node: Node, axis: int) -> Proof | None:
     """The proof with the fewest assumptions that the index of a lookup or dot on an axis is in
     range; None where there is none (which does not say that it is out of range)."""

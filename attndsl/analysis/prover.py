@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterable
 from functools import reduce
 
-from attndsl.analysis.linear import Linear, Term, atom, form_range, linear, number
+from attndsl.analysis.linear import Linear, Term, atom, collected, form_range, linear, number
 from attndsl.analysis.predicates import All, Fixed, Literal, Predicate, normal_forms
 from attndsl.ir.nodes import Node, index, size, topological
 
 DEEPEST = 5  # facts used in one proof
 MOST_STEPS = 200
+MOST_NESTED = 2  # a question in a proof about a question in a proof
 MOST_SPLITS = 24  # min, max, abs and conditionals taken apart in one proof
 
 EXTENTS = {"b": "B", "h": "H"}
@@ -23,9 +24,12 @@ AT_LEAST_ONE = ("B", "H", "Hk", "G", "Nq")  # where a row exists at all
 class Prover:
     """Facts `form <= 0` about a row, and what follows from them. A False answer says nothing."""
 
-    def __init__(self, facts: Iterable[Linear], without_offsets: bool = False) -> None:
+    def __init__(
+        self, facts: Iterable[Linear], without_offsets: bool = False, nested: int = 0
+    ) -> None:
+        """nested: how many proofs this one is a question of."""
         self.facts = [tightened(fact) for fact in facts]
-        self.without_offsets = without_offsets
+        self.without_offsets, self.nested = without_offsets, nested
         self._known_atoms: set[Node] = set()
         self._steps, self._splits = MOST_STEPS, MOST_SPLITS
         for name in AT_LEAST_ONE:
@@ -38,10 +42,11 @@ class Prover:
         self._steps, self._splits = MOST_STEPS, MOST_SPLITS
         return self._split(tightened(form))
 
-    def is_contradictory(self) -> bool:
-        """Whether the facts cannot all hold."""
+    def is_contradictory(self, first: int | None = None) -> bool:
+        """Whether the facts cannot all hold; only proofs that use one of the `first` given are
+        looked for, where the others are known not to contradict each other."""
         own = list(self.facts)
-        for i, fact in enumerate(own):
+        for i, fact in enumerate(own[:first]):
             rest = self._copy()
             rest.facts = own[:i] + own[i + 1 :]
             if fact.terms and rest.holds(number(1) - fact):
@@ -49,7 +54,7 @@ class Prover:
         return any(fact.is_constant and fact.constant > 0 for fact in own)
 
     def assuming(self, parts: Iterable[Linear]) -> Prover:
-        return Prover([*self.facts, *parts], self.without_offsets)
+        return Prover([*self.facts, *parts], self.without_offsets, self.nested)
 
     def _quotient_facts(self, node: Node, x: Linear, m: Linear) -> list[Linear]:
         """Of x // m for m > 0: m * (x // m) <= x < m * (x // m) + m; each fact of it, times m."""
@@ -58,13 +63,16 @@ class Prover:
         for fact in self.facts:
             if any(term.atoms == (node,) for term in fact.terms):
                 facts.append(fact.multiplied(m))
+            limit = divided(fact - x, node.args[1]) if (fact - x).constant >= 1 else None
+            if limit is not None:  # x < m * c, so x // m < c
+                facts.append(atom(node) + limit.plus(1))
         if self._copy().holds(-x):
             facts += [-atom(node), atom(node) - x]  # x // m lies between 0 and x
         return facts
 
     def _copy(self) -> Prover:
         """The same facts, for a question asked in the middle of another."""
-        other = Prover([], self.without_offsets)
+        other = Prover([], self.without_offsets, self.nested + 1)
         other.facts = list(self.facts)
         other._known_atoms = set(self._known_atoms)
         return other
@@ -148,12 +156,31 @@ class Prover:
             if y.op == "const":
                 m = int(y.value)
                 return [me.times(m) - x, x - me.times(m) - number(m - 1)] if m > 0 else []
-            if self._copy().holds(one - linear(y)):
+            if self._is_positive(y):
                 return self._quotient_facts(node, x, linear(y))
             return []
-        if node.op == "floormod" and self._copy().holds(one - linear(node.args[1])):
+        if node.op == "floormod" and self._is_positive(node.args[1]):
             return [-me, me - linear(node.args[1]) + one]
         return []
+
+    def _is_positive(self, divisor: Node) -> bool:
+        if divisor.op == "const":
+            return int(divisor.value) > 0
+        return self.nested < MOST_NESTED and self._copy().holds(number(1) - linear(divisor))
+
+
+def divided(form: Linear, divisor: Node) -> Linear | None:
+    """The terms of a form without a factor that all of them have; None where one lacks it."""
+    terms = []
+    for term in form.terms:
+        if divisor not in term.atoms:
+            return None
+        rest = list(term.atoms)
+        rest.remove(divisor)
+        terms.append(Term(tuple(rest), term.factor))
+    return collected((term for term in terms if term.atoms), 0).plus(
+        sum(term.factor for term in terms if not term.atoms)
+    )
 
 
 def tightened(form: Linear) -> Linear:

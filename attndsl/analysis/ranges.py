@@ -3,47 +3,106 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from functools import reduce
 
-from attndsl.analysis import build, regions
-from attndsl.analysis.boxes import Box, Summary, cofactor, no_summary
+from attndsl.analysis import build, cases, regions
+from attndsl.analysis.boxes import Box
 from attndsl.analysis.build import HIGHEST, LOWEST
-from attndsl.analysis.facts import EVERYTHING_HIGH, EVERYTHING_LOW, Segment
-from attndsl.analysis.linear import Linear, Term, form_range, linear, number, quotient, written
-from attndsl.analysis.predicates import All, Any, Choice, Literal, Predicate, every, normal_form
-from attndsl.analysis.regions import UNSOLVED, Region, from_on, up_to
-from attndsl.analysis.values import Value
-from attndsl.ir.nodes import TRUE, Node, bound, constant, make, size
+from attndsl.analysis.cases import Case, Clause, Unsolved
+from attndsl.analysis.expansion import Expansion
+from attndsl.analysis.facts import (
+    EVERYTHING_HIGH,
+    EVERYTHING_LOW,
+    MOST_SEGMENTS,
+    Segment,
+    Solution,
+)
+from attndsl.analysis.limits import (
+    OTHER,
+    Limit,
+    Signs,
+    at_end,
+    atoms_of,
+    eliminated,
+    end_of,
+    is_usual,
+    isolated,
+)
+from attndsl.analysis.linear import Linear, form_range, linear, number
+from attndsl.analysis.predicates import Predicate, normal_forms
+from attndsl.analysis.prover import Prover
+from attndsl.analysis.regions import Interval
+from attndsl.ir.nodes import FALSE, TRUE, Node, bound, constant, topological
 
-MOST_CASES = 4  # disjunctions are distributed over up to so many cases
-LARGEST_SQUARE = constant(2**60)  # limits of squares beyond it are not solved
-UNREACHED = constant(2**32)  # whose square no int64 holds
-# sqrt(2**60) in float32, with the rounding of its argument: within this share of the true root.
-ROOT_ROUNDING = 2.0**-20
+MOST_INTERVALS = 16  # of one mask, before they are put together
+MOST_SPLITS = 32  # clauses taken apart in one mask
+
+MOST_NODES = 24  # of a condition that is no more than likely to leave out a tile
+MOST_COMPARED = 4  # ends of a narrowed tile that are compared one by one
+
+Ends = tuple[Node, Node]
+ONE = constant(1)
 
 
-def solve_keys(mask: Node, summary: Summary = no_summary) -> tuple[Segment, ...]:
-    """The keys that a tile of queries `bound("lo")` .. `bound("hi")` needs: one segment, the hull.
+def solve_keys(mask: Node) -> Solution:
+    """The keys that a tile of queries `bound("lo")` .. `bound("hi")` needs.
 
-    >>> from attndsl.ir.nodes import index
-    >>> segment, = solve_keys(make("le", index("k"), index("q")))
+    What takes part in full is what the mask's negation leaves out. Divisors and multipliers of
+    positions are taken as positive: where a call gives others every key is visited.
+
+    >>> from attndsl.ir.nodes import index, make
+    >>> segment, = solve_keys(make("le", index("k"), index("q"))).segments
     >>> segment.hi, segment.full_hi
     (add(bound('hi'), const(1)), add(bound('lo'), const(1)))
 
-    Declines (no limit, nothing full): what `classify` declines, and coordinates such as `k % w`.
+    Declines (no limit, nothing full, a loss): values that neither rise nor fall with k, such as
+    `k % w`, a lookup or a float; sums of several values of k, such as `k + k // 2`.
     """
-    return _solved(mask, "k", Box((bound("lo"), bound("hi")), (None, None), summary))
+    return _solved(mask, "k")
 
 
-def solve_queries(mask: Node, summary: Summary = no_summary) -> tuple[Segment, ...]:
-    """The queries that a tile of keys `bound("lo")` .. `bound("hi")` needs: one segment."""
-    return _solved(mask, "q", Box((None, None), (bound("lo"), bound("hi")), summary))
+def solve_queries(mask: Node) -> Solution:
+    """The queries that a tile of keys `bound("lo")` .. `bound("hi")` needs."""
+    return _solved(mask, "q")
 
 
-def _solved(mask: Node, axis: str, box: Box) -> tuple[Segment, ...]:
-    found = Solver(axis, box).solve(normal_form(mask))
-    ends = (found.lo, found.hi, found.full_lo, found.full_hi)
-    return (Segment(*(_settled(end) for end in ends)),)
+def _solved(mask: Node, axis: str) -> Solution:
+    solver = Solver(mask, axis)
+    holds, fails = normal_forms(mask)
+    found = solver.intervals(holds)
+    outer = regions.bounded(found, MOST_SEGMENTS)
+    inner, is_complete = regions.complement(solver.intervals(fails), MOST_SEGMENTS)
+    if len(outer) < len(found) or not is_complete:
+        solver.expansion.lose(mask, "more ranges than a kernel loops over")
+    segments = _paired(outer, inner)
+    guard = solver.signs.guard()
+    if guard is not TRUE:
+        segments = _guarded(segments, guard)
+    return Solution(tuple(segments), tuple(solver.expansion.losses))
+
+
+def _paired(outer: list[Interval], inner: list[Interval]) -> list[Segment]:
+    """Segments, each with the full part that most resembles it."""
+    nothing = Interval(HIGHEST, LOWEST, FALSE)
+    left = list(inner)
+    parts: list[tuple[Interval, Interval]] = []
+    for x in outer:
+        alike = [y for y in left if (y.lo is LOWEST, y.hi is HIGHEST) == _openness(x)]
+        y = (alike or left or [nothing])[0]
+        left = [other for other in left if other is not y]
+        parts.append((x, y))
+    parts += [(nothing, y) for y in left] if outer else []
+    return [
+        Segment(*map(_settled, (x.lo, x.end, y.lo, y.end)))
+        if not regions.is_empty(x)
+        else Segment(HIGHEST, LOWEST, *map(_settled, (y.lo, y.end)))
+        for x, y in parts
+    ]
+
+
+def _openness(x: Interval) -> tuple[bool, bool]:
+    return x.lo is LOWEST, x.hi is HIGHEST
 
 
 def _settled(end: Node) -> Node:
@@ -54,276 +113,208 @@ def _settled(end: Node) -> Node:
     return LOWEST if high <= EVERYTHING_LOW else end
 
 
+def _guarded(segments: list[Segment], guard: Node) -> list[Segment]:
+    """The segments where the guard holds; else everything, and nothing of it full."""
+    first, *rest = segments or [Segment(HIGHEST, LOWEST, HIGHEST, LOWEST)]
+    lo, hi = build.where(guard, first.lo, LOWEST), build.where(guard, first.hi, HIGHEST)
+    return [
+        Segment(s.lo, s.hi, s.full_lo, build.where(guard, s.full_hi, LOWEST))
+        for s in (Segment(lo, hi, first.full_lo, first.full_hi), *rest)
+    ]
+
+
 class Solver:
-    """Solves predicates for one index (`axis`), given a tile of the other one in `box`."""
+    """Solves predicates for one index, given a tile of the other one."""
 
-    def __init__(self, axis: str, box: Box) -> None:
-        self.axis, self.box = axis, box
-        self.length = size("Nk" if axis == "k" else "Nq")
-        self._found: dict[int, tuple[Predicate, Region]] = {}
+    def __init__(self, mask: Node, axis: str) -> None:
+        self.axis, self.other = axis, OTHER[axis]
+        self.signs = Signs()
+        self.tile: Ends = (bound("lo"), bound("hi"))
+        self._boxes: dict[Ends, Box] = {}
+        self._splits = MOST_SPLITS
+        self.expansion = Expansion(mask, axis, self.box(self.tile), self.signs)
 
-    def solve(self, part: Predicate) -> Region:
-        stored = self._found.get(id(part))
-        if stored is None:  # the predicate is kept, so that its id stays its own
-            stored = self._found[id(part)] = (part, self._solve(part))
-        return stored[1]
+    def box(self, tile: Ends) -> Box:
+        """The tile, with all positions of the index that is solved for."""
+        if tile not in self._boxes:
+            anywhere = (None, None)
+            ends = (tile, anywhere) if self.axis == "k" else (anywhere, tile)
+            self._boxes[tile] = Box(*ends)
+        return self._boxes[tile]
 
-    def _solve(self, part: Predicate) -> Region:
-        if isinstance(part, All):
-            return self._all(part)
-        if isinstance(part, Any):
-            return reduce(self._union, map(self.solve, part.parts))
-        if isinstance(part, Choice):
-            return self._choice(part)
-        if isinstance(part, Literal):
-            zero = build.ZERO_NODE
-            return self.below(part.form, zero, zero)
-        return self._whole_axis(part)
+    def intervals(self, part: Predicate) -> list[Interval]:
+        """Intervals outside which no position of the tile has the predicate."""
+        found = [one for case in self.expansion.cases(part) for one in self._split(case)]
+        found = regions.union(found)
+        if len(found) > MOST_INTERVALS:
+            self.expansion.lose(self.expansion.mask, "more cases than ranges can tell apart")
+        return regions.bounded(found, MOST_INTERVALS)
 
-    def _all(self, part: All) -> Region:
-        """The intersection. A disjunction whose union would be a mere hull is distributed first:
-        (a or c) and d is (a and d) or (c and d)."""
-        cases: list[Region] = [regions.ALL_POSITIONS]
-        for operand in part.parts:
-            options = [self.solve(operand)]
-            if isinstance(operand, Any) and len(cases) * len(operand.parts) <= MOST_CASES:
-                separate = [self.solve(p) for p in operand.parts]
-                pairs = itertools.combinations(separate, 2)
-                if not all(regions.is_exact_union(x, y) for x, y in pairs):
-                    options = separate
-            cases = [regions.intersection(x, y) for x in cases for y in options]
-        return reduce(self._union, cases)
+    def _split(self, case: Case) -> list[Interval]:
+        """The intervals of a case; its clauses are taken apart where two of them may be met by
+        different positions of the tile only."""
+        met = self._met(case)
+        if met is not None:
+            return [self._interval(met)]
+        parts = cases.alternatives(case)
+        self._splits -= 1
+        if parts is not None and self._splits > 0:
+            return [one for part in parts for one in self._split(part)]
+        for one, _ in cases.pairs(case, self.other):
+            self.expansion.lose_at(one.limits[0].source, "two limits that different positions meet")
+        return [self._interval(case)]
 
-    def _union(self, x: Region, y: Region) -> Region:
-        return regions.union(x, y, self.length)
+    # Two clauses that limit the other index from both sides need a position between them, else each
+    # is met somewhere in the tile, but not both at once.
 
-    def _whole_axis(self, part: Predicate) -> Region:
-        """What the predicate says of all positions alike."""
-        truth = self.box.truth(part)
-        return regions.region(truth.possible, truth.certain)
+    def _met(self, case: Case) -> Case | None:
+        """The case with what must hold for each two clauses to be met at once; None: unknown."""
+        found = case
+        for below, above in cases.pairs(case, self.other):
+            needed = self._between(below, above)
+            if needed is None:
+                return None
+            joined = cases.conjunction(found, needed, self.signs)
+            found = joined if joined is not None else Case(fixed=(FALSE,))
+        return found
 
-    def _choice(self, part: Choice) -> Region:
-        condition, otherwise = self.box.truth(part.condition), self.box.truth(part.otherwise)
-        then, other = self.solve(part.then), self.solve(part.other)
-        if condition.possible is condition.certain:
-            return regions.choice(condition.certain, then, other)
-        # Either way; full where both are, or where the taken one is.
-        parts = self._union(
-            self.solve(every(part.condition, part.then)),
-            self.solve(every(part.otherwise, part.other)),
-        )
-        agreed = regions.intersection(then, other)
-        full_lo = build.where(
-            condition.certain,
-            then.full_lo,
-            build.where(otherwise.certain, other.full_lo, agreed.full_lo),
-        )
-        full_hi = build.where(
-            condition.certain,
-            then.full_hi,
-            build.where(otherwise.certain, other.full_hi, agreed.full_hi),
-        )
-        return Region(parts.lo, parts.hi, full_lo, full_hi)
+    def _between(self, below: Clause, above: Clause) -> Case | None:
+        """What must hold for a position of the other index to lie above the one clause and below
+        the other."""
+        both = (*below.limits, *above.limits)
+        limits: list[Limit | None] = [m for m in both if m.side(self.other) == 0]
+        fixed: list[Node] = [below.extra, above.extra]
+        for one, other in itertools.product(below.limits, above.limits):
+            if 0 not in (one.side(self.other), other.side(self.other)):
+                gap = eliminated(one, other, self.other, self.signs)
+                if gap is None:
+                    limits.append(None)
+                elif self._is_met(gap):
+                    return Case()
+                elif not gap.varies:
+                    fixed.append(build.not_positive(gap))
+                elif not self._is_proved(number(1) - gap):
+                    limit = isolated(gap, self.axis, self.signs)
+                    usual = self._unless_usual(gap) if limit is None else None
+                    if usual is None:
+                        limits.append(limit)
+                    else:
+                        fixed.append(usual)
+        extra = build.either(*fixed)
+        if extra is TRUE or not limits:
+            return Case(fixed=() if extra is TRUE else (extra,))
+        known = tuple(limit for limit in limits if limit is not None)
+        if len(known) < len(limits) or len({limit.sign for limit in known}) > 1:
+            return None
+        return Case((Clause(known, extra),))
 
-    # Comparisons. Limits are ints; `outer` is the one that is hardest to reach by any position of
-    # the tile, `inner` the one that all of them reach; None is unknown.
+    def _is_met(self, gap: Linear) -> bool:
+        """Whether the form is never positive, with parameters that are at least 1."""
+        return self._is_proved(gap) if gap.varies else is_usual(gap)
 
-    def below(self, form: Linear, outer: Node | None, inner: Node | None) -> Region:
-        """form <= limit, for a limit somewhere between `inner` and `outer`."""
-        mine: dict[Node, list[Term]] = {}
-        rest: list[Term] = []
-        for term in form.terms:
-            varying = [atom for atom in term.atoms if self.axis in atom.varies]
-            if len(varying) > 1:
-                return UNSOLVED
-            if varying:
-                mine.setdefault(varying[0], []).append(term)
+    def _unless_usual(self, gap: Linear) -> Node | None:
+        """What must hold for the form not to be positive, where that takes parameters below 1."""
+        fixed = Linear(tuple(t for t in gap.terms if not t.varies), gap.constant)
+        if is_usual(number(1) - fixed) and self._is_proved(fixed - gap):
+            return build.not_positive(fixed)
+        return None
+
+    def _is_proved(self, form: Linear) -> bool:
+        """Whether the form is never positive."""
+        facts = [number(1) - linear(node) for node in self.signs.assumed]
+        return self.signs.greatest(form) <= 0 or Prover(facts).holds(form)
+
+    # A case becomes an interval: limits of the other index alone narrow the tile first.
+
+    def _interval(self, case: Case) -> Interval:
+        narrowing = [c for c in case.clauses if all(m.axis == self.other for m in c.limits)]
+        tile, there = self._narrowed(narrowing)
+        lo, hi = LOWEST, HIGHEST
+        for clause in case.clauses:
+            if clause not in narrowing:
+                end = self._end(clause, tile)
+                if clause.side(self.axis) == 1:
+                    hi = build.least(hi, end)
+                else:
+                    lo = build.greatest(lo, end)
+        truths = [self._possible(other, tile) for other in case.others]
+        return Interval(lo, hi, build.both(*case.fixed, there, *truths))
+
+    def _narrowed(self, clauses: list[Clause]) -> tuple[Ends, Node]:
+        """The part of the tile that meets limits of the other index, and whether there is one."""
+        first, last = self.tile
+        firsts, ends = [first], [build.add(last, ONE)]
+        for clause in clauses:
+            end = self._outermost(clause.limits, self.tile)
+            if clause.side(self.other) == 1:
+                last = build.least(last, self._last_below(clause))
+                ends.append(build.where(clause.extra, HIGHEST, end))
             else:
-                rest.append(term)
-        target = self._chosen(mine)
-        for atom, terms in mine.items():
-            if atom is not target:
-                rest += terms
-        value = self.box.form(Linear(tuple(rest), form.constant))
-        outer, inner = _minus(outer, value, value.lo), _minus(inner, value, value.hi)
-        if target is None:
-            return regions.region(_holds(build.ZERO_NODE, outer), _surely(build.ZERO_NODE, inner))
-        return self._scaled(cofactor(mine[target], target), target, outer, inner)
+                end = build.where(clause.extra, LOWEST, end)
+                first = build.greatest(first, end)
+                firsts.append(end)
+        if len(firsts) * len(ends) > MOST_COMPARED:
+            return (first, last), build.at_most(first, last)
+        met = [build.less(x, y) for x in firsts for y in ends if (x, y) != (firsts[0], ends[0])]
+        return (first, last), build.both(*met)
 
-    def _chosen(self, mine: dict[Node, list[Term]]) -> Node | None:
-        """The atom to solve for: the index itself where it stands alone."""
-        for atom in mine:
-            if atom.op == "index":
-                return atom
-        solvable = [atom for atom in mine if atom.op in ("floordiv", "mul", "min", "max", "abs")]
-        return next(iter(solvable or mine), None)
+    def _last_below(self, clause: Clause) -> Node:
+        ends = [build.sub(self._place(limit, limit.rest, False), ONE) for limit in clause.limits]
+        return build.where(clause.extra, HIGHEST, reduce(build.greatest, ends))
 
-    def _scaled(self, factor: Linear, atom: Node, outer: Node | None, inner: Node | None) -> Region:
-        """factor * atom <= limit."""
+    def _end(self, clause: Clause, tile: Ends) -> Node:
+        """The outermost end of its limits of the solved index; no limit where the tile meets one of
+        the other index."""
+        mine = [limit for limit in clause.limits if limit.axis == self.axis]
+        met = [clause.extra]
+        for limit in clause.limits:
+            if limit.axis == self.other:
+                end = self._place(limit, limit.rest)
+                met.append(
+                    build.less(tile[0], end) if limit.sign > 0 else build.at_most(end, tile[1])
+                )
+        no_limit = HIGHEST if clause.side(self.axis) == 1 else LOWEST
+        return build.where(build.either(*met), no_limit, self._outermost(mine, tile))
 
-        def over(limit: Node | None, divisor: Linear) -> Node | None:
-            return None if limit is None else written(quotient(linear(limit), divisor))
+    def _outermost(self, limits: Sequence[Limit], tile: Ends) -> Node:
+        """The outermost end of limits of one index, from one side."""
+        is_upper = limits[0].sign > 0
+        no_limit, join = (HIGHEST, build.greatest) if is_upper else (LOWEST, build.least)
+        ends = []
+        for limit in limits:
+            rest = self._least(limit, tile)
+            ends.append(no_limit if rest is None else self._place(limit, rest))
+        return reduce(join, ends)
 
-        def rising() -> Region:  # atom <= limit // factor
-            return self.upper(atom, over(outer, factor), over(inner, factor))
+    def _place(self, limit: Limit, rest: Linear, is_final: bool = True) -> Node:
+        found = end_of(limit, rest, is_final, self.signs)
+        if found is not None:
+            return found
+        self.expansion.lose_at(limit.source, "its ends may leave 64 bits")
+        return HIGHEST if limit.sign > 0 else LOWEST
 
-        def falling() -> Region:  # atom >= -(limit // -factor)
-            limits = (over(outer, -factor), over(inner, -factor))
-            return self.lower(
-                atom, *(None if x is None else build.sub(build.ZERO_NODE, x) for x in limits)
-            )
+    def _least(self, limit: Limit, tile: Ends) -> Linear | None:
+        """The least value of the rest of a limit in the tile."""
+        if limit.slope is not None:
+            return at_end(limit.rest, self.other, limit.slope, *tile)
+        value = self.box(tile).form(limit.rest)
+        if not self._is_attained(limit.rest):
+            self.expansion.lose_form(limit.rest, limit.source)
+        if value.lo is None or value.sound is not TRUE:
+            return None
+        return linear(value.lo)
 
-        outer, inner = _tamed(outer, factor, atom), _tamed(inner, factor, atom)
-        low, high = form_range(factor)
-        if low > 0:
-            return rising()
-        if high < 0:
-            return falling()
-        node, zero = written(factor), build.ZERO_NODE
-        none = regions.region(_holds(zero, outer), _surely(zero, inner))
-        return regions.choice(
-            build.less(zero, node),
-            rising(),
-            regions.choice(build.less(node, zero), falling(), none),
-        )
+    def _is_attained(self, rest: Linear) -> bool:
+        """Whether the interval of a form has ends that it reaches: one value that rises or falls,
+        times a factor of unknown sign."""
+        groups = atoms_of(rest, self.other)
+        atom = next(iter(groups))
+        return len(groups) == 1 and atom is not None and bool(self.signs.slope(atom, self.other))
 
-    def upper(self, atom: Node, outer: Node | None, inner: Node | None) -> Region:
-        """atom <= limit."""
-        op, args = atom.op, atom.args
-        if outer is None and inner is None:
-            return UNSOLVED
-        if op == "index":
-            return up_to(outer, inner)
-        if op == "floordiv" and self.axis not in args[1].varies and self._is_fixed(args[1]):
-            m = args[1]  # x // m <= c holds where x <= m * c + m - 1 does, for m > 0
-
-            def limit(c: Node | None) -> Node | None:
-                return None if c is None else build.sub(build.add(build.mul(m, c), m), constant(1))
-
-            found = self.below(linear(args[0]), limit(outer), limit(inner))
-            return self._for_positive(m, found, self._by_value(atom, outer, inner))
-        if op == "mul" and args[0] is args[1]:
-            x = linear(args[0])
-            roots = _roots(outer, inner)
-            return regions.intersection(self.below(x, *roots), self.below(-x, *roots))
-        if op in ("min", "max", "abs"):
-            x, y = linear(args[0]), -linear(args[0]) if op == "abs" else linear(args[1])
-            join = self._union if op == "min" else regions.intersection
-            return join(self.below(x, outer, inner), self.below(y, outer, inner))
-        return self._by_value(atom, outer, inner)
-
-    def lower(self, atom: Node, outer: Node | None, inner: Node | None) -> Region:
-        """atom >= limit."""
-        op, args = atom.op, atom.args
-        if outer is None and inner is None:
-            return UNSOLVED
-        if op == "index":
-            return from_on(outer, inner)
-
-        def reaches(x: Linear, factor: Node | None = None) -> Region:  # x >= factor * limit
-            limits = [outer, inner]
-            if factor is not None:
-                limits = [None if c is None else build.mul(factor, c) for c in limits]
-            limits = [None if c is None else build.sub(build.ZERO_NODE, c) for c in limits]
-            return self.below(-x, limits[0], limits[1])
-
-        if op == "floordiv" and self.axis not in args[1].varies and self._is_fixed(args[1]):
-            m = args[1]  # x // m >= c holds where x >= m * c does, for m > 0
-            found = reaches(linear(args[0]), m)
-            return self._for_positive(m, found, self._by_value_from(atom, outer, inner))
-        if op in ("min", "max", "abs"):
-            x, y = linear(args[0]), -linear(args[0]) if op == "abs" else linear(args[1])
-            join = regions.intersection if op == "min" else self._union
-            return join(reaches(x), reaches(y))
-        return self._by_value_from(atom, outer, inner)
-
-    def _is_fixed(self, node: Node) -> bool:
-        return not {"q", "k"} & node.varies
-
-    def _for_positive(self, divisor: Node, found: Region, other: Region) -> Region:
-        return regions.choice(build.less(build.ZERO_NODE, divisor), found, other)
-
-    def _by_value(self, atom: Node, outer: Node | None, inner: Node | None) -> Region:
-        """atom <= limit from the values that the atom can have at all."""
-        value = self.box.value(atom)
-        if value.sound is not TRUE:
-            return UNSOLVED
-        return regions.region(_holds(value.lo, outer), _surely(value.hi, inner))
-
-    def _by_value_from(self, atom: Node, outer: Node | None, inner: Node | None) -> Region:
-        """atom >= limit from the values that the atom can have at all."""
-        value = self.box.value(atom)
-        if value.sound is not TRUE:
-            return UNSOLVED
-        return regions.region(_holds(outer, value.hi), _surely(inner, value.lo))
-
-
-def _minus(limit: Node | None, value: Value, end: Node | None) -> Node | None:
-    """limit - end, where both are known."""
-    if limit is None or end is None or value.sound is not TRUE:
-        return None
-    return build.sub(limit, end)
-
-
-def _holds(x: Node | None, y: Node | None) -> Node:
-    """x <= y, or true where one is unknown."""
-    return TRUE if x is None or y is None else build.at_most(x, y)
-
-
-def _surely(x: Node | None, y: Node | None) -> Node:
-    """x <= y, or false where one is unknown."""
-    return build.negation(TRUE) if x is None or y is None else build.at_most(x, y)
-
-
-def _tamed(limit: Node | None, factor: Linear, atom: Node) -> Node | None:
-    """The limit of factor * atom with a lone wide value in it (an int64 entry of a table, such as
-    the largest int64 for "no limit") clipped to +-2 * WIDE, so that nothing added to it overflows.
-
-    It says the same: factor * atom and the rest of the limit lie within WIDE.
-    """
-    if limit is None:
-        return None
-    form = linear(limit)
-    wide = [term for term in form.terms if build.is_wide(term)]
-    if len(wide) != 1 or len(wide[0].atoms) != 1:
-        return limit
-    if len(form.terms) == 1 and atom.op == "index":
-        if (factor, form.constant) in ((number(1), -1), (number(-1), 0)):
-            return limit  # becomes an end as it stands
-    rest = form_range(form.without(wide[0]))
-    reach = form_range(Linear(tuple(Term((*t.atoms, atom), t.factor) for t in factor.terms)))
-    if factor.is_constant:
-        reach = form_range(Linear((Term((atom,), factor.constant),)))
-    if max(map(abs, (*rest, *reach))) > build.WIDE or abs(wide[0].factor) > 2**20:
-        return limit
-    least, most = constant(-2 * build.WIDE), constant(2 * build.WIDE)
-    clipped = make("max", make("min", wide[0].atoms[0], most), least)
-    return written(form.without(wide[0]) + linear(clipped).times(wide[0].factor))
-
-
-def _roots(outer: Node | None, inner: Node | None) -> tuple[Node | None, Node | None]:
-    """r with x * x <= limit only if |x| <= r, and r with it whenever |x| <= r."""
-    return (
-        None if outer is None else _root(outer, 1.0 + ROOT_ROUNDING, outside=True),
-        None if inner is None else _root(inner, 1.0 - ROOT_ROUNDING, outside=False),
-    )
-
-
-def _root(limit: Node, margin: float, outside: bool) -> Node:
-    """The root of a limit: exact where the float root is near enough, else on the safe side; -1
-    for a negative limit."""
-    zero = constant(0)
-    near = make("sqrt", make("to_float", make("max", make("min", limit, LARGEST_SQUARE), zero)))
-    guess = make("round", near)
-    safe = make("floor", make("mul", near, constant(margin)))
-    one = constant(1)
-    if outside:  # |x| <= guess if (guess + 1)**2 > limit
-        above = make("add", guess, one)
-        root = make(
-            "where", make("lt", limit, make("mul", above, above)), guess, make("add", safe, one)
-        )
-        root = make("where", make("lt", LARGEST_SQUARE, limit), UNREACHED, root)
-    else:
-        below = make("le", make("mul", guess, guess), limit)
-        root = make("where", below, guess, make("max", make("sub", safe, one), zero))
-    return make("where", make("lt", limit, zero), constant(-1), root)
+    def _possible(self, other: Unsolved, tile: Ends) -> Node:
+        truth = self.box(tile).truth(other.part)
+        if truth.possible is not truth.certain:
+            self.expansion.lose_part(other.part, other.source)
+            if len(topological(truth.possible)) > MOST_NODES:
+                return TRUE
+        return truth.possible

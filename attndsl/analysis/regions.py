@@ -1,151 +1,198 @@
-"""Outer and inner intervals of positions along an axis, and how they combine."""
+"""Sets of positions along an axis as a few intervals, and how they combine."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from attndsl.analysis import build
 from attndsl.analysis.build import HIGHEST, LOWEST, greatest, least, where
-from attndsl.ir.nodes import FALSE, TRUE, Node, constant, topological
+from attndsl.ir.nodes import FALSE, TRUE, Node
 
 
 @dataclass(frozen=True)
-class Region:
-    """Outside [lo, hi) nothing holds for any position of the tile; inside [full_lo, full_hi) it
-    holds for all of them. LOWEST and HIGHEST are no limit; the empty outer is [HIGHEST, LOWEST).
-    """
+class Interval:
+    """The positions of [lo, hi), if `there` holds. LOWEST and HIGHEST are no limit."""
 
     lo: Node
     hi: Node
-    full_lo: Node
-    full_hi: Node
+    there: Node = TRUE
+
+    @property
+    def first(self) -> Node:
+        """Where it begins; beyond all positions if it is not there."""
+        return where(self.there, self.lo, HIGHEST)
+
+    @property
+    def end(self) -> Node:
+        return where(self.there, self.hi, LOWEST)
 
 
-def region(possible: Node, certain: Node) -> Region:
-    """All positions if `possible`, all of them for sure if `certain`."""
-    return Region(
-        where(possible, LOWEST, HIGHEST),
-        where(possible, HIGHEST, LOWEST),
-        where(certain, LOWEST, HIGHEST),
-        where(certain, HIGHEST, LOWEST),
-    )
+EVERYWHERE = Interval(LOWEST, HIGHEST)
 
 
-ALL_POSITIONS = region(TRUE, TRUE)
-NO_POSITIONS = region(FALSE, FALSE)
-UNSOLVED = region(TRUE, FALSE)
-
-
-def up_to(outer: Node | None, inner: Node | None) -> Region:
-    """Positions p <= outer, and for sure p <= inner; None where the limit is unknown."""
-    one = constant(1)
-    return Region(
-        LOWEST,
-        HIGHEST if outer is None else build.add(outer, one),
-        HIGHEST if inner is None else LOWEST,
-        LOWEST if inner is None else build.add(inner, one),
-    )
-
-
-def from_on(outer: Node | None, inner: Node | None) -> Region:
-    """Positions p >= outer, and for sure p >= inner."""
-    return Region(
-        LOWEST if outer is None else outer,
-        HIGHEST,
-        HIGHEST if inner is None else inner,
-        LOWEST if inner is None else HIGHEST,
-    )
-
-
-def intersection(x: Region, y: Region) -> Region:
-    return Region(
-        greatest(x.lo, y.lo),
-        least(x.hi, y.hi),
-        greatest(x.full_lo, y.full_lo),
-        least(x.full_hi, y.full_hi),
-    )
-
-
-def union(x: Region, y: Region, length: Node) -> Region:
-    """The hull of the outer parts; of the inner parts their union if they meet, else the longer
-    one on an axis of that length."""
-    a, b = _proper(x), _proper(y)
-    full_lo, full_hi = _inner_union((x.full_lo, x.full_hi), (y.full_lo, y.full_hi), length)
-    return Region(least(a.lo, b.lo), greatest(a.hi, b.hi), full_lo, full_hi)
-
-
-def is_exact_union(x: Region, y: Region) -> bool:
-    """Whether the union needs no hull: half-lines of one direction, or all or nothing."""
-    return (
-        (x.lo is LOWEST and y.lo is LOWEST)
-        or (x.hi is HIGHEST and y.hi is HIGHEST)
-        or any(_is_open(r.lo) and _is_open(r.hi) for r in (x, y))
-    )
-
-
-def choice(condition: Node, x: Region, y: Region) -> Region:
-    """x where a predicate of the tile holds, else y."""
-
-    def end(a: Node, b: Node) -> Node:
-        opposite = build.negation(condition)
-        return where(
-            condition, build.given(condition, opposite, a), build.given(opposite, condition, b)
-        )
-
-    return Region(
-        end(x.lo, y.lo), end(x.hi, y.hi), end(x.full_lo, y.full_lo), end(x.full_hi, y.full_hi)
-    )
+def is_empty(x: Interval) -> bool:
+    """Whether it is known to hold nothing."""
+    if x.there is FALSE or x.lo is HIGHEST or x.hi is LOWEST:
+        return True
+    return build.at_most(x.hi, x.lo) is TRUE
 
 
 def _is_open(node: Node) -> bool:
-    """Whether an end is, in every case, no limit (or the empty outer's)."""
+    """Whether an end is, in every case, no limit (or that of an empty interval)."""
     if node.op == "where":
         return _is_open(node.args[1]) and _is_open(node.args[2])
     return node in (LOWEST, HIGHEST)
 
 
-def _proper(x: Region) -> Region:
-    """The region with an empty outer part as [HIGHEST, LOWEST), so that a hull ignores it."""
-    if _is_open(x.lo) or _is_open(x.hi):
-        return x
-    is_there = build.less(x.lo, x.hi)
-    return Region(
-        where(is_there, x.lo, HIGHEST), where(is_there, x.hi, LOWEST), x.full_lo, x.full_hi
-    )
+def union(intervals: Iterable[Interval]) -> list[Interval]:
+    """The same positions in fewer intervals, where that takes no hull."""
+    waiting = [interval for interval in intervals if not is_empty(interval)]
+    done: list[Interval] = []
+    while waiting:
+        interval = waiting.pop(0)
+        for other in done:
+            one = _united(other, interval)
+            if one is not None:
+                done.remove(other)
+                waiting.insert(0, one)
+                break
+        else:
+            done.append(interval)
+    return done
 
 
-Ends = tuple[Node, Node]
-# A kernel evaluates the ends once per tile: beyond this size a longer full part does not pay.
-MOST_NODES = 200
-
-
-def _inner_union(x: Ends, y: Ends, length: Node) -> Ends:
-    if x[0] is y[0]:
-        return x[0], greatest(x[1], y[1])
-    if x[1] is y[1]:
-        return least(x[0], y[0]), x[1]
-    for one, another in ((x, y), (y, x)):
-        if one[0] is HIGHEST or one[1] is LOWEST:  # never full
-            return another
-        if one == (LOWEST, HIGHEST):
+def _united(x: Interval, y: Interval) -> Interval | None:
+    """One interval of the same positions, if there is one whatever the call."""
+    for one, other in ((x, y), (y, x)):
+        if _contains(one, other):
             return one
-        if one[0].op == one[1].op == "where" and one[0].args[0] is one[1].args[0]:
-            c, *cases = one[0].args
-            parts = list(zip(cases, one[1].args[1:], strict=True))
-            if any(_is_open(lo) and _is_open(hi) for lo, hi in parts):  # all or nothing
-                then, other = (_inner_union(part, another, length) for part in parts)
-                return where(c, then[0], other[0]), where(c, then[1], other[1])
-    if len(topological(*x)) > MOST_NODES:  # long alternatives: what there is may do
-        return x
-    meet = build.at_most(greatest(x[0], y[0]), least(x[1], y[1]))
-    longer = build.at_most(_extent(y, length), _extent(x, length))
+    for one, other in ((x, y), (y, x)):
+        if _is_open(one.lo) and _is_open(one.hi):  # all or nothing
+            return _chosen(_all_if(one), EVERYWHERE, other, build.either(_all_if(one), other.there))
+    if build.both(x.there, y.there) is FALSE:
+        return _chosen(x.there, x, y, build.either(x.there, y.there))
+    alike = x.there is y.there
+    there = x.there if alike else TRUE
+    if x.lo is y.lo:
+        return Interval(x.lo, greatest(x.hi, y.hi) if alike else greatest(x.end, y.end), there)
+    if x.hi is y.hi:
+        return Interval(least(x.lo, y.lo) if alike else least(x.first, y.first), x.hi, there)
+    if _reaches(x.lo, y.hi) and _reaches(y.lo, x.hi):
+        # They meet, or one is empty and lies beside or inside the other.
+        return hull(x, y)
+    return None
+
+
+def _contains(x: Interval, y: Interval) -> bool:
     return (
-        where(meet, least(x[0], y[0]), where(longer, x[0], y[0])),
-        where(meet, greatest(x[1], y[1]), where(longer, x[1], y[1])),
+        (x.there is TRUE or x.there is y.there)
+        and (x.lo is LOWEST or build.at_most(x.lo, y.lo) is TRUE)
+        and (x.hi is HIGHEST or build.at_most(y.hi, x.hi) is TRUE)
     )
 
 
-def _extent(ends: Ends, length: Node) -> Node:
-    """How many positions of the axis lie between the ends, if it begins at 0. (A choice between
-    two right answers hangs on it, nothing else.)"""
-    return build.sub(least(ends[1], length), greatest(ends[0], constant(0)))
+def _reaches(lo: Node, hi: Node) -> bool:
+    """Whether lo <= hi is known."""
+    return lo is LOWEST or hi is HIGHEST or build.at_most(lo, hi) is TRUE
+
+
+def _all_if(x: Interval) -> Node:
+    """When an interval that is all or nothing is all."""
+    return build.both(x.there, _is(x.lo, LOWEST), _is(x.hi, HIGHEST))
+
+
+def _is(node: Node, end: Node) -> Node:
+    """When a conditional between no limits is that one."""
+    if node.op != "where":
+        return TRUE if node is end else FALSE
+    return where(node.args[0], _is(node.args[1], end), _is(node.args[2], end))
+
+
+def _chosen(condition: Node, x: Interval, y: Interval, there: Node) -> Interval:
+    """x where the condition holds, else y."""
+    opposite = build.negation(condition)
+
+    def end(a: Node, b: Node) -> Node:
+        return where(
+            condition, build.given(condition, opposite, a), build.given(opposite, condition, b)
+        )
+
+    return Interval(end(x.lo, y.lo), end(x.hi, y.hi), there)
+
+
+def hull(x: Interval, y: Interval) -> Interval:
+    """All from the first position of either to the last."""
+    if x.there is y.there:
+        return Interval(least(x.lo, y.lo), greatest(x.hi, y.hi), x.there)
+    return Interval(least(x.first, y.first), greatest(x.end, y.end))
+
+
+def proper(x: Interval) -> Interval:
+    """The interval with `there` false where it holds nothing: a hull then leaves it out."""
+    return Interval(x.lo, x.hi, build.both(x.there, build.less(x.lo, x.hi)))
+
+
+def bounded(intervals: list[Interval], most: int) -> list[Interval]:
+    """At most so many intervals: pairs become hulls, such first that share the side of no limit
+    or reach furthest into each other's form."""
+    found = list(intervals)
+    while len(found) > most:
+        x, y = min(itertools.combinations(found, 2), key=_strangeness)
+        found.remove(x)
+        found.remove(y)
+        found = union([*found, hull(proper(x), proper(y))])
+    return found
+
+
+def _strangeness(pair: tuple[Interval, Interval]) -> int:
+    """How little two intervals have in common: a hull of relatives covers less that is empty."""
+    x, y = pair
+    score = 0 if x.there is y.there else 1
+    for a, b in ((x.lo, y.lo), (x.hi, y.hi)):
+        if (a in (LOWEST, HIGHEST)) != (b in (LOWEST, HIGHEST)):
+            score += 4
+        elif build.at_most(a, b).op != "const" and build.at_most(b, a).op != "const":
+            score += 2
+    return score
+
+
+def complement(intervals: list[Interval], most: int) -> tuple[list[Interval], bool]:
+    """The positions in none of the intervals, in at most so many; and whether that is all of them.
+
+    An interval leaves out what lies before it and what lies after it. Where it is empty these two
+    meet, so that nothing needs to be known of its ends.
+    """
+    sides = [_sides(interval) for interval in union(intervals)]
+    found, is_complete = [EVERYWHERE], True
+    for parts in sorted(sides, key=len):
+        found = [_intersection(x, y) for x in found for y in parts]
+        found = [x for x in found if not is_empty(x)]
+        found = _without_contained(found)
+        if len(found) > 2 * most:
+            found, is_complete = found[: 2 * most], False
+    return found[:most], is_complete and len(found) <= most
+
+
+def _sides(x: Interval) -> list[Interval]:
+    if _is_open(x.lo) and _is_open(x.hi):
+        nowhere = build.negation(_all_if(x))
+        return [Interval(where(nowhere, LOWEST, HIGHEST), where(nowhere, HIGHEST, LOWEST))]
+    before, after = Interval(LOWEST, x.first), Interval(x.end, HIGHEST)
+    if x.lo is LOWEST:
+        return [after]
+    return [before] if x.hi is HIGHEST else [before, after]
+
+
+def _intersection(x: Interval, y: Interval) -> Interval:
+    return Interval(greatest(x.lo, y.lo), least(x.hi, y.hi), build.both(x.there, y.there))
+
+
+def _without_contained(intervals: list[Interval]) -> list[Interval]:
+    found: list[Interval] = []
+    for interval in intervals:
+        if not any(_contains(other, interval) for other in found):
+            found = [other for other in found if not _contains(interval, other)]
+            found.append(interval)
+    return found

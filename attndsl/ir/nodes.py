@@ -63,8 +63,8 @@ class Node:
 
 
 def indices_of(op: str, args: tuple[Node, ...], attr: Attribute) -> frozenset[str]:
-    if op == "index":
-        return frozenset((str(attr),))
+    if op == "index":  # a coordinate, "q.y", varies with its position
+        return frozenset((str(attr).partition(".")[0],))
     if op in ("score", "out"):
         return frozenset((op,))
     found = NOTHING.union(*(arg.varies for arg in args))

@@ -79,10 +79,11 @@ def op(name: str, signatures: str, torch: Spelling, triton: Spelling | None = No
     return Op(name, tuple(signatures.split()), torch, triton or torch)
 
 
-# attr: const: the value; index: "b" "h" "q" "k" "d"; size: "B" "H" "Hk" "G" "Nq" "Nk" "D" or a
-# dimension that a tensor binds; scalar: a parameter; lookup: a tensor (args: one int per
-# dimension); dot: a tensor whose last dimension is D (args: the other indices); bound: an end of a
-# tile, made by the analysis; chosen: a select (args none).
+# attr: const: the value; index: "b" "h" "q" "k" "d", or a coordinate such as "q.y" (made by the
+# analysis, `grids.py`); size: "B" "H" "Hk" "G" "Nq" "Nk" "D" or a dimension that a tensor binds;
+# scalar: a parameter; lookup: a tensor (args: one int per dimension); dot: a tensor whose last
+# dimension is D (args: the other indices); bound: an end of a tile, summary: the least or greatest
+# entry of one, both made by the analysis; chosen: a select (args none).
 LEAVES: tuple[str, ...] = (
     "const",
     "index",
@@ -93,6 +94,7 @@ LEAVES: tuple[str, ...] = (
     "lookup",
     "dot",
     "bound",
+    "summary",
     "chosen",
 )
 

@@ -5,12 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from attndsl.analysis.facts import Loss as Loss
 from attndsl.analysis.facts import Segment as Segment
 from attndsl.analysis.facts import TileFacts as TileFacts
+from attndsl.analysis.summaries import Summary as Summary
 from attndsl.ir.nodes import Node, topological
-from attndsl.ir.program import Program
+from attndsl.ir.program import Grid, Program
 
 Level = Literal["program", "row", "column", "pair"]
+Strategy = Literal["ranges", "lists"]
+Order = Literal["linear", "boxes"]
+
+# Tiles in a list of one tile of the other axis: memory grows with the length, not with its square.
+# A tile with more of them visits all from the first to the last that its segments reach.
+MOST_LISTED = 1024
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,7 @@ class Request:
     grads          names of the tensors that receive gradients, in program order
     per_batch      those of "q_offset", "k_offset", "k_len" that are int[B] tensors
     tensor_dtypes  dtype names of the program's tensors, in program order
+    order          "linear": a tile is a run of positions; "boxes": a box of the program's grid
     unit_stride    whether the last dimension of query, key and value is contiguous
     aligned        whether their other strides and addresses are multiples of 16 bytes
     """
@@ -38,6 +47,7 @@ class Request:
     grads: tuple[str, ...] = ()
     per_batch: tuple[str, ...] = ()
     tensor_dtypes: tuple[str, ...] = ()
+    order: Order = "linear"
     unit_stride: bool = True
     aligned: bool = True
 
@@ -97,7 +107,14 @@ class KernelPlan:
     sink_partials, output_partials   the same for the sink and for `output`
     output_by_out  derivative of `output` by `out`; None where there is no `output`
     keys, queries  segments of keys for a tile of queries; of queries for a tile of keys
-    tile           tri-state facts of a rectangle
+    tile           tri-state facts of a rectangle, over its ends and the summaries
+    summaries      what of the mask is computed per block of positions before the kernels run
+    strategy       how a kernel finds its tiles: "ranges", from the segments alone; "lists", from
+                   lists that are made of `tile` on the device, inside the segments
+    losses         what of the mask costs the segments tightness, and why
+    grid           the program's grid where tiles are boxes of it, else None: then the segments say
+                   nothing, `tile` is over the ends of coordinates too (`analysis/grids.py`), and
+                   the strategy is "lists"
     mask_varies    the indices of "b", "h", "q", "k" that the mask depends on
     """
 
@@ -114,6 +131,10 @@ class KernelPlan:
     keys: tuple[Segment, ...]
     queries: tuple[Segment, ...]
     tile: TileFacts
+    summaries: tuple[Summary, ...]
+    strategy: Strategy
+    losses: tuple[Loss, ...]
+    grid: Grid | None
     query_chunks: tuple[Chunk, ...]
     value_chunks: tuple[Chunk, ...]
     forward: Config

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from attndsl.analysis.build import HIGHEST, LOWEST
+from attndsl.analysis.facts import Loss, Segment, TileFacts
+from attndsl.analysis.grids import classify_boxes
 from attndsl.analysis.ranges import solve_keys, solve_queries
+from attndsl.analysis.summaries import Summarised, Summary, summarise
 from attndsl.analysis.tiles import classify
 from attndsl.ir.nodes import OUT, SCORE, Node, find, substitute, topological
 from attndsl.ir.program import Program
 from attndsl.plan.configs import chunks, configs, work_of
-from attndsl.plan.kernel_plan import KernelPlan, Leaf, Level, Request
+from attndsl.plan.kernel_plan import KernelPlan, Leaf, Level, Request, Strategy
 from attndsl.transform.differentiate import differentiate
 from attndsl.transform.simplify import simplified
+
+# The segments of an order in which positions say nothing: every tile, none of them full.
+WHOLE = (Segment(LOWEST, HIGHEST, HIGHEST, LOWEST),)
 
 
 def plan(program: Program, request: Request) -> KernelPlan:
@@ -20,6 +29,7 @@ def plan(program: Program, request: Request) -> KernelPlan:
     forward, backward_dq, backward_dkv = configs(request, work_of(value, program.mask))
     output = program.output
     sink = program.weights.sink
+    tiles = tiles_of(program, request)
     return KernelPlan(
         program=program,
         request=request,
@@ -31,15 +41,56 @@ def plan(program: Program, request: Request) -> KernelPlan:
         sink_partials=leaves_of(sink, request.grads) if sink else (),
         output_partials=leaves_of(output, request.grads) if output else (),
         output_by_out=differentiate(output, OUT) if output else None,
-        keys=solve_keys(program.mask),
-        queries=solve_queries(program.mask),
-        tile=classify(program.mask),
+        keys=tiles.keys,
+        queries=tiles.queries,
+        tile=tiles.facts,
+        summaries=tiles.summaries,
+        strategy=tiles.strategy,
+        losses=tiles.losses,
+        grid=program.grid if request.order == "boxes" else None,
         query_chunks=chunks(request.head_dim),
         value_chunks=chunks(request.value_dim),
         forward=forward,
         backward_dq=backward_dq,
         backward_dkv=backward_dkv,
     )
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """What a plan says of tiles: see KernelPlan."""
+
+    keys: tuple[Segment, ...]
+    queries: tuple[Segment, ...]
+    facts: TileFacts
+    summaries: tuple[Summary, ...]
+    strategy: Strategy
+    losses: tuple[Loss, ...]
+
+
+def tiles_of(program: Program, request: Request) -> Tiles:
+    """How the kernels of a program find their tiles."""
+    summarised = summarise(program.mask, not {"q_offset", "k_offset"} & set(request.per_batch))
+    if request.order == "boxes":
+        assert program.grid is not None
+        facts = classify_boxes(program.grid, summarised.mask, summarised.extremes)
+        return Tiles(WHOLE, WHOLE, facts, summarised.summaries, "lists", ())
+    facts = classify(summarised.mask, summarised.extremes)
+    keys, queries = solve_keys(program.mask), solve_queries(program.mask)
+    losses = tuple(dict.fromkeys((*keys.losses, *queries.losses)))
+    strategy = strategy_of(summarised, facts, losses)
+    return Tiles(keys.segments, queries.segments, facts, summarised.summaries, strategy, losses)
+
+
+def strategy_of(summarised: Summarised, facts: TileFacts, losses: tuple[Loss, ...]) -> Strategy:
+    """Lists where the facts of a tile say more than the segments do: where they know something of
+    what the segments lost."""
+    lost = frozenset(loss.node for loss in losses)
+    if any(node.kind == "bool" and node.op != "lookup" for node in lost):
+        return "lists"
+    stand_ins = {*summarised.places, *summarised.meetings}
+    blind = classify(summarised.mask, unknown=lost | stand_ins)
+    return "ranges" if blind == facts else "lists"
 
 
 def leaves_of(value: Node, grads: tuple[str, ...]) -> tuple[Leaf, ...]:

@@ -16,7 +16,7 @@ def dump(plan: KernelPlan) -> str:
         f"program {plan.program.name}",
         f"request backend={request.backend} target={request.target} dtype={request.dtype} "
         f"D={request.head_dim} Dv={request.value_dim} grads={','.join(request.grads) or '-'} "
-        f"per_batch={','.join(request.per_batch) or '-'}",
+        f"per_batch={','.join(request.per_batch) or '-'} order={request.order}",
     ]
     for node in topological(*roots(plan)):
         numbers[node] = f"%{len(numbers)}"
@@ -41,6 +41,13 @@ def dump(plan: KernelPlan) -> str:
             for s in segments
         ]
     rows.append(f"tile possible {numbers[plan.tile.possible]} certain {numbers[plan.tile.certain]}")
+    rows += [
+        f"summary {s.number} {numbers[s.node]} over {','.join(s.axes)}"
+        + (" with signature" if s.has_signature else "")
+        for s in plan.summaries
+    ]
+    rows.append(f"strategy {plan.strategy}")
+    rows += [f"loss {numbers[loss.node]} {loss.reason}" for loss in plan.losses]
     rows.append(f"query chunks {chunk_text(plan.query_chunks)}")
     rows.append(f"value chunks {chunk_text(plan.value_chunks)}")
     rows += [
@@ -64,6 +71,8 @@ def roots(plan: KernelPlan) -> list[Node]:
         found.append(plan.output_by_out)
     for segment in (*plan.keys, *plan.queries):
         found += ends(segment)
+    found += [summary.node for summary in plan.summaries]
+    found += [loss.node for loss in plan.losses]
     return [*found, plan.tile.possible, plan.tile.certain]
 
 

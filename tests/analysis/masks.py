@@ -7,6 +7,7 @@ from functools import reduce
 import numpy as np
 from hypothesis import strategies as st
 
+import attndsl
 from attndsl.ir.nodes import Node, constant, index, lookup, make, scalar, size
 from attndsl.ir.ops import OPS
 from tests.analysis.evaluate import World
@@ -74,11 +75,96 @@ TIGHT: dict[str, Node] = {
     "scaled by a scalar": node("le", node("mul", W, K), node("mul", W, node("sub", Q, R))),
 }
 
+WRITTEN = """
+attention f(w: int, r: int, g: int, prefix: int[B], full: bool[H]):
+    mask {}
+"""
+
+
+def written(mask: str) -> Node:
+    """The mask of a program, after simplification."""
+    return attndsl.compile(text=WRITTEN.format(mask)).program.mask
+
+
+# More masks whose segments must come out exactly, as users write them.
+SEVERAL: dict[str, str] = {
+    "sinks and window": "k <= q and (k < g or q - k < w)",
+    "global and window": "q < g or k < g or abs(q - k) <= w",
+    "causal global rows": "k <= q and (q < g or k < g or q - k < w)",
+    "hole": "abs(q - k) >= r",
+    "ring": "r <= abs(q - k) <= w",
+    "prefix or window": "k < prefix[b] or 0 <= q - k < w",
+    "prefix, then causal": "k <= q if q >= prefix[b] else k < prefix[b]",
+    "duo heads": "k <= q and (full[h] or k < g or q - k < w)",
+    "others": "q != k",
+    "not the window": "not (0 <= q - k < w)",
+    "other blocks": "q // w != k // w",
+    "one of two": "(k <= q) != (k < g)",
+    "both or none": "(k <= q) == (q < k + w)",
+    "halves": "(q >= Nk // 2) == (k >= Nk // 2)",
+    "hybrid of rows": "q - k < w and k <= q if q < g else k < r",
+    "hybrid of columns": "q - k < w and k <= q if k < g else k - q == r",
+    "kind of head": "(k <= q) if full[h] else (q <= k < q + w)",
+    "shifted windows": "(q + r) // w == (k + r) // w",
+    "next block": "(k + r) // w == q // w + 1",
+    "blocks before": "k // w < q // w",
+    "own block and before": "q // w == k // w or k // w < q // w",
+    "own block or window": "q // w == k // w or 0 <= q - k < r",
+    "own block and sinks": "k <= q and (q // w == k // w or k < g)",
+    "squares": "(q - k) ** 2 <= r",
+    "square of a radius": "(q - k) ** 2 <= r ** 2",
+    "square of a constant": "(q - k) ** 2 < 5",
+    "beyond a square": "(q - k) ** 2 > r",
+    "clamped": "clamp(q - r, 0, g) <= k <= min(q, g + 3)",
+    "larger of two": "max(q, g) - min(k, r) <= w",
+    "distance from a column": "abs(k - g) <= w",
+    "distance from a row": "abs(q - g) <= w and k <= q",
+    "diamond": "abs(q - g) + abs(k - g) <= w",
+    "outside a diamond": "abs(q - g) + abs(k - g) > w",
+    "rows of a grid": "abs(q // 4 - k // 4) <= 1",
+    "rows of a grid of any width": "abs((q - r) // w - (k - r) // w) <= 1 and k >= r",
+    "neighbors in rows": "clamp(q // 3 - 1, 0, 2) <= k // 3 <= clamp(q // 3 - 1, 0, 2) + 2",
+    "compressed keys": "k * w + w - 1 <= q",
+    "compressed queries": "k <= q * w + r",
+    "rows of length": "k <= q + Nk - Nq and q + Nk - Nq - k < w",
+    "quarter": "q >= g and k < r",
+    "corners": "q < g and k >= r or q >= g and k < r",
+    "single column": "k == g",
+    "single row": "q == g",
+    "diagonal": "k == q",
+    "second diagonal": "k == g - q",
+    "strip to the second diagonal": "g <= q + k <= g + w",
+    "nothing left": "k < q and q < k",
+    "odd halves": "k < q if 2 * k < Nk else k > q",
+    "clean and noisy": (
+        "((q - Nk // 2 if q >= Nk // 2 else q) // w == (k - Nk // 2 if k >= Nk // 2 else k) // w"
+        " and (q >= Nk // 2) == (k >= Nk // 2)"
+        " or k >= Nk // 2 and"
+        " (k - Nk // 2 if k >= Nk // 2 else k) // w < (q - Nk // 2 if q >= Nk // 2 else q) // w)"
+    ),
+}
+TIGHT |= {name: written(text) for name, text in SEVERAL.items()}
+
+# Masks of which segments cannot say all, with the op of a node that is to blame.
+LOSSY: dict[str, tuple[Node, str]] = {
+    "every other": (written("(q - k) % w == 0"), "floormod"),
+    "every other, causal": (written("k <= q and k % 2 == 0"), "floormod"),
+    "rows of every other": (written("q % w == 0 and k <= q"), "floormod"),
+    "documents": (node("eq", lookup("doc", "int", Q), lookup("doc", "int", K)), "lookup"),
+    "marked": (every(CAUSAL, lookup("flag", "bool", Q, K)), "lookup"),
+    "half": (node("lt", node("to_float", K), node("mul", node("to_float", Q), 0.5)), "to_float"),
+    "product": (written("q * k <= r"), "mul"),
+    "disc": (written("(q // 4 - k // 4) ** 2 + (q % 4 - k % 4) ** 2 <= r"), "floormod"),
+    "columns of a grid": (written("abs(q % 4 - k % 4) <= 1"), "floormod"),
+    "wave": (written("k <= q + q % w"), "floormod"),
+    "between multiples": (written("2 * q <= 3 * k and 3 * k <= 2 * q + g // 4"), "le"),
+}
+
 
 def is_tight_in_tiles(name: str) -> bool:
     """A conjunction of limits on different sides of a tile may keep a tile that misses between
     them: there only the segments are exact."""
-    return name not in ("neighborhood", "scaled", "scaled by a scalar")
+    return name not in ("neighborhood", "scaled", "scaled by a scalar", *SEVERAL)
 
 
 NO_LIMIT = [2**62, 2**63 - 1, -(2**63)]  # entries that say "no limit"
