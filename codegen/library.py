@@ -178,3 +178,97 @@ def attn_dot_row_backward(
         elements = [attn_index(i, query)[..., None] for i in indices]
         last = torch.arange(table.shape[-1], device=query.device)
         attn_scatter(grad_table, adjoint * query, (*elements, last))
+
+
+def attn_profile(x: torch.Tensor) -> torch.Tensor:
+    """A value by position, with axes for batch and head: [B or 1, H or 1, positions]."""
+    return x.reshape((1,) * (3 - x.dim()) + x.shape)
+
+
+def attn_table(tensor: torch.Tensor, ranges: dict[str, tuple[int, int]]) -> torch.Tensor:
+    """The entries of a tensor whose indices run through ranges -> [b, h, q, k], with 1 for an index
+    that is not there; 0 outside the tensor. A view, where nothing lies outside.
+
+    ranges  for every axis of the tensor the index ("b", "h", "q" or "k") and its [lo, hi)
+    """
+    inner = [
+        (max(lo, 0), min(hi, n)) for (lo, hi), n in zip(ranges.values(), tensor.shape, strict=True)
+    ]
+    found = tensor[tuple(slice(lo, max(lo, hi)) for lo, hi in inner)]
+    if inner != list(ranges.values()):
+        whole = tensor.new_zeros([hi - lo for lo, hi in ranges.values()])
+        if found.numel():
+            starts = [lo - low for (lo, _), (low, _) in zip(inner, ranges.values(), strict=True)]
+            place = tuple(slice(at, at + n) for at, n in zip(starts, found.shape, strict=True))
+            whole[place] = found
+        found = whole
+    names = list(ranges)
+    found = found.permute([names.index(name) for name in "bhqk" if name in ranges])
+    for axis, name in enumerate("bhqk"):
+        if name not in ranges:
+            found = found.unsqueeze(axis)
+    return found
+
+
+def attn_blocks(x: torch.Tensor, block: int, axis: int = -1) -> list[torch.Tensor]:
+    """An axis [n] (counted from the end) cut into blocks: the whole ones as axes [blocks, block],
+    and a short last one as [1, rest] where there is one."""
+    count, rest = divmod(x.shape[axis], block)
+    whole: torch.Tensor = x.narrow(axis, 0, count * block)
+    parts = [whole.reshape(*x.shape[:axis], count, block, *x.shape[axis:][1:])]
+    if rest:
+        parts.append(x.narrow(axis, count * block, rest).unsqueeze(axis - 1))
+    return parts
+
+
+def attn_least(x: torch.Tensor, block: int, axis: int = -1) -> torch.Tensor:
+    """The least of every block of an axis (counted from the end), NaN where it has one; of a bool,
+    whether all are true."""
+    if x.dtype == torch.bool:  # bytes are reduced many times faster
+        return attn_least(x.view(torch.uint8), block, axis).view(torch.bool)
+    return torch.cat([part.amin(axis) for part in attn_blocks(x, block, axis)], axis)
+
+
+def attn_greatest(x: torch.Tensor, block: int, axis: int = -1) -> torch.Tensor:
+    """The greatest of every block of an axis (counted from the end), NaN where it has one; of a
+    bool, whether any is true."""
+    if x.dtype == torch.bool:
+        return attn_greatest(x.view(torch.uint8), block, axis).view(torch.bool)
+    return torch.cat([part.amax(axis) for part in attn_blocks(x, block, axis)], axis)
+
+
+def attn_block_extremes(profile: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The least and the greatest of every block of the last axis."""
+    return attn_least(profile, block), attn_greatest(profile, block)
+
+
+def attn_pair_extremes(
+    table: torch.Tensor, block_m: int, block_n: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The least and the greatest of every block_m x block_n block of the last two axes."""
+    if table.stride(-1) > table.stride(-2):  # first along what lies apart: whole vectors at a time
+        least, greatest = attn_pair_extremes(table.transpose(-1, -2), block_n, block_m)
+        return least.transpose(-1, -2).contiguous(), greatest.transpose(-1, -2).contiguous()
+    least = attn_least(attn_least(table, block_m, -2), block_n)
+    return least, attn_greatest(attn_greatest(table, block_m, -2), block_n)
+
+
+def attn_signatures(profile: torch.Tensor, block: int) -> torch.Tensor:
+    """Which int64 values occur in every block of the last axis, as a set of 64 bits.
+
+    A value sets the bit that its digits of six bits, xor-ed, name: equal values the same one, and
+    64 values in a row (from a multiple of 64 on) all different ones.
+    """
+    slot = profile
+    for shift in (6, 12, 24, 48):
+        slot = slot ^ (slot >> shift)
+    return torch.cat([attn_bits(part) for part in attn_blocks(1 << (slot & 63), block)], -1)
+
+
+def attn_bits(x: torch.Tensor) -> torch.Tensor:
+    """The bits that are set anywhere in the last axis."""
+    while x.shape[-1] > 1:
+        half = x.shape[-1] // 2
+        joined = x[..., :half] | x[..., half : 2 * half]
+        x = torch.cat((joined, x[..., 2 * half :]), -1) if x.shape[-1] % 2 else joined
+    return x.squeeze(-1)

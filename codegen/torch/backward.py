@@ -23,8 +23,9 @@ from ..host import (
 from ..lines import Lines
 from ..scope import gradient_name, tensor_name, tuple_text
 from .block import Block, ranges_text
-from .forward import ARGUMENTS, in_brackets, write_value
+from .forward import in_brackets, write_value
 from .runs import Distances, is_window
+from .spans import ARGUMENTS
 
 
 def write_backward(lines: Lines, plan: KernelPlan) -> None:
@@ -166,17 +167,18 @@ def write_chunk(block: Block) -> None:
         logit = "weight" if plan.form == "softmax" else in_brackets(texts[len(partials) - 1])
         lines.add(f'dropped.append((0, end - first, {logit} == float("-inf")))')
     if plan.form == "softmax":
-        lines.add("weight.sub_(stat_block).exp_()")
+        # torch.exp is slow on many CPUs, exp2 on none.
+        lines.add("weight.sub_(stat_block).mul_(math.log2(math.e)).exp2_()")
     elif plan.form == "normalize":
         lines.add("weight.mul_(share)")
     if block.has_mask:
         with lines.block("for lo, hi in masked:"):
-            kept = block.write_kept()
-            lines.add(f"dropped.append((lo - first, hi - first, ~{in_brackets(kept)}))")
+            mask = block.write_mask(lambda kept: f"~{in_brackets(kept)}")
+            lines.add(f"dropped.append((lo - first, hi - first, {mask}))")
     lines.add("weight = attn_clear(weight, dropped).reshape(shape)")
     lines.add(
         "grad_values[n0:n1, first:end] += torch.bmm(weight.transpose(1, 2), grad_block)",
-        "adjoint = torch.bmm(grad_block, values[n0:n1, first:end].transpose(1, 2))",
+        "adjoint = attn_products(grad_block, values[n0:n1, first:end].transpose(1, 2))",
     )
     if plan.form == "softmax":
         lines.add("adjoint.sub_(delta_block).mul_(weight)")
@@ -205,7 +207,7 @@ def write_raw_gradient(block: Block) -> None:
     lines.origin(plan.program, plan.raw_partial)
     lines.add(
         f"by_score = {adjoint_text(block, plan.raw_partial)}.reshape(shape)",
-        "grad_rows.baddbmm_(by_score, keys[n0:n1, first:end])",
+        "grad_rows += attn_products(by_score, keys[n0:n1, first:end])",
         "grad_keys[n0:n1, first:end] += torch.bmm(by_score.transpose(1, 2), packed)",
     )
 

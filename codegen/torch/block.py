@@ -8,12 +8,12 @@ q [rows, 1], k [columns].
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from attndsl.ir.nodes import Node, find, is_const, topological
 from attndsl.ir.ops import OPS
-from attndsl.plan.kernel_plan import KernelPlan, Segment
+from attndsl.plan.kernel_plan import KernelPlan
 
 from ..expressions import LeafText, Printer, hoist
 from ..lines import Lines
@@ -26,6 +26,7 @@ from ..scope import (
     tuple_text,
 )
 from .runs import Distances, at_distance, is_window
+from .spans import ARGUMENTS
 
 CALL, PART, ROW, PAIR = range(4)
 PAIR_INDICES = frozenset(("k", "score"))
@@ -70,13 +71,15 @@ class Block:
         plan: KernelPlan,
         roots: Iterable[Node],
         gradients: Iterable[Node] = (),
+        scale: str = "scale",
     ) -> None:
         """`roots` are what pairs are computed from, besides the mask; `gradients` the lookups and
-        dots that receive gradients pair by pair."""
+        dots that receive gradients pair by pair; `scale` is the text of what the products of
+        queries and keys are multiplied with."""
+        self.scale = scale
         self.lines, self.plan, self.gradients = lines, plan, tuple(gradients)
         self.has_mask = not is_const(plan.program.mask, True)
         self.roots = tuple(roots)
-        self._facts = self._facts_of_spans()
         self._plainness = Plainness()
         leaves = {("index", name): name for name in "bhqk"} | {("score", ""): "score"}
         self.call = scope_printer(
@@ -90,6 +93,10 @@ class Block:
         everything = topological(*self.roots, *self.gradients, plan.program.mask)
         windows = [node for node in everything if is_window(node)]
         self.windows = frozenset[str]().union(*(node.varies for node in windows))
+        mask = plan.program.mask
+        self._has_mask_of_distance = not mask.varies & {"b", "h"} and self._distances.is_distance(
+            mask
+        )
         self._hoisted = hoist((*self.roots, plan.program.mask), level_of, 4)
 
     def _dot(self, node: Node, args: tuple[str, ...]) -> str:
@@ -118,73 +125,29 @@ class Block:
         """Whether a node is a Python number in the generated code."""
         return self._plainness.is_plain(node)
 
-    @property
-    def by(self) -> str:
-        """Which parts of the problem have columns of their own."""
-        varies = frozenset[str]().union(*(fact.varies for fact in self._facts))
-        if "h" in varies:
-            return "head"
-        return "batch" if "b" in varies or self.plan.request.per_batch else "all"
-
-    def _facts_of_spans(self) -> list[Node]:
-        facts = [node for segment in self.plan.keys for node in ends(segment)]
-        if self.has_mask and self.is_classified:
-            facts += [self.plan.tile.possible, self.plan.tile.certain]
-        return facts
-
-    @property
-    def is_classified(self) -> bool:
-        """Whether tiles can be told apart at all."""
-        tile = self.plan.tile
-        return not (is_const(tile.possible, True) and is_const(tile.certain, False))
-
     def write_call(self) -> None:
-        """Values that vary with nothing, packed inputs, and the function that classifies tiles."""
+        """Values that vary with nothing, and packed inputs."""
         lines = self.lines
         lines.add(
             "queries = query.to(ACCUMULATOR).unflatten(1, (size_Hk, size_G))",
             "keys = key.to(ACCUMULATOR).flatten(0, 1)",
             "values = value.to(ACCUMULATOR).flatten(0, 1)",
-            "blocks = -(-size_Nq // ROWS)",
         )
+        if self._has_mask_of_distance:
+            lines.add("masks = {}  # by rows, distance of the first pair, and columns")
         self.call.define(lines, self._hoisted[CALL])
-        if self.has_mask and self.is_classified:
-            self._write_classify()
-
-    def _write_classify(self) -> None:
-        lines, plan = self.lines, self.plan
-        names = ("q_lo", "q_hi", "k_lo", "k_hi")
-        leaves = {("bound", name): name for name in names}
-        leaves |= {("index", "b"): "b_part", ("index", "h"): "h_part"}
-        lines.blank(1)
-        with lines.block(f"def classify({', '.join(names)}):"):
-            lines.add(
-                "# Of tiles, by their first and last positions: may some pair take part; do all."
-            )
-            printer = scope_printer(plan, leaves, self._dot, self._plainness, "tile_")
-            texts = printer.write(lines, plan.tile.possible, plan.tile.certain)
-            lines.add(f"return {', '.join(texts)}")
-        lines.blank(1)
 
     @contextmanager
     def parts(self) -> Iterator[None]:
         """The loop over parts of batch and heads."""
         lines = self.lines
-        lines.add("heads = max(1, ROOM // (COLUMNS * max(size_G, 1) * min(ROWS, max(size_Nq, 1))))")
-        if self.by == "all":
+        if not self.plan.request.per_batch:
             self._write_shifts()
-            self._write_spans()
-        head = "for b0, b1, j0, j1, g0, g1 in attn_parts("
-        with lines.block(f'{head}size_B, size_Hk, size_G, "{self.by}", heads):'):
+        parts = f"run_spans(query, key, value, {ARGUMENTS})"
+        with lines.block(f"for (b0, b1, j0, j1, g0, g1), spans in {parts}:"):
             lines.add("n0, n1 = b0 * size_Hk + j0, (b1 - 1) * size_Hk + j1")
-            varies = frozenset[str]().union(*(fact.varies for fact in self._facts))
-            if "b" in varies:
-                lines.add("b_part = attn_tensor(b0)")
-            if "h" in varies:
-                lines.add("h_part = attn_tensor(j0 * size_G + g0)")
-            if self.by != "all":
+            if self.plan.request.per_batch:
                 self._write_shifts()
-                self._write_spans()
             if "b" in self.windows:
                 lines.add("b_range = (b0, b1)")
             if "h" in self.windows:
@@ -202,7 +165,8 @@ class Block:
             self.part.define(lines, self._hoisted[PART])
             lines.add(
                 "scored = (n1 - n0) * (g1 - g0) * max(1, min(ROWS, size_Nq))",
-                "columns = max(LEAST_COLUMNS, min(ROOM // scored, size_Nk))",
+                "columns = min(ROOM // scored, size_Nk + LEAST_COLUMNS - 1)",
+                "columns = max(columns // LEAST_COLUMNS, 1) * LEAST_COLUMNS",
                 "buffer = torch.empty(scored * columns, dtype=ACCUMULATOR, device=query.device)",
             )
             yield
@@ -213,34 +177,6 @@ class Block:
             offset = f"{name}_offset"
             batched = offset in self.plan.request.per_batch
             self.lines.add(f"{name}_shift = " + (f"int({offset}[b0])" if batched else offset))
-
-    def _write_spans(self) -> None:
-        lines, plan = self.lines, self.plan
-        if "k_len" in plan.request.per_batch:
-            lines.add("limit = min(max(int(k_len[b0]), 0), size_Nk)")
-        else:
-            lines.add("limit = size_Nk")
-        if not self.has_mask:
-            lines.add(
-                "spans = [([(0, limit)], [(0, limit)])] * blocks if limit else [([], [])] * blocks"
-            )
-            return
-        lines.origin(plan.program, plan.program.mask)
-        lines.add("q_first = torch.arange(0, size_Nq, ROWS, device=query.device) + q_shift")
-        lines.add("q_last = (q_first + (ROWS - 1)).clamp(max=size_Nq - 1 + q_shift)")
-        leaves = {("bound", "lo"): "q_first", ("bound", "hi"): "q_last"}
-        leaves |= {("index", "b"): "b_part", ("index", "h"): "h_part"}
-        printer = scope_printer(plan, leaves, self._dot, self._plainness, "bound_")
-        nodes = [node for segment in plan.keys for node in ends(segment)]
-        texts = printer.write(lines, *nodes)
-        lines.add("segments = [  # keys of each block: lo, hi, full_lo, full_hi")
-        with lines.indented():
-            for at in range(0, len(texts), 4):
-                lines.add(f"({', '.join(texts[at : at + 4])}),")
-        lines.add("]", "spans = attn_spans(segments, blocks, k_shift, limit)")
-        if self.is_classified:
-            places = "size_Nq, q_shift, k_shift, query.device"
-            lines.add(f"spans = attn_refine(spans, classify, ROWS, WIDTH, {places})")
 
     @contextmanager
     def blocks(self) -> Iterator[None]:
@@ -253,7 +189,7 @@ class Block:
                 "start, stop = block * ROWS, min((block + 1) * ROWS, size_Nq)",
                 "here = (slice(b0, b1), slice(j0, j1), slice(g0, g1), slice(start, stop))",
                 "query_block = queries[here]",
-                "packed = (query_block * scale).flatten(2, 3).flatten(0, 1)",
+                f"packed = (query_block * {self.scale}).flatten(2, 3).flatten(0, 1)",
             )
             if "q" in self.windows:
                 lines.add("q_range = (start + q_shift, stop + q_shift)")
@@ -267,7 +203,7 @@ class Block:
     def chunks(self) -> Iterator[None]:
         """The loop over chunks of keys: sets score (and `logits`, the same packed)."""
         lines = self.lines
-        with lines.block("for first, end, masked in attn_chunks(span, columns):"):
+        with lines.block("for first, end, masked in attn_chunks(span, columns, LEAST_COLUMNS):"):
             if "k" in self.windows:
                 lines.add("k_range = (first + k_shift, end + k_shift)")
             if "k" in self.used_outside_mask:
@@ -275,7 +211,7 @@ class Block:
             lines.add(
                 "shape = (*packed.shape[:2], end - first)",
                 "logits = buffer[: math.prod(shape)].view(shape)",
-                "torch.bmm(packed, keys[n0:n1, first:end].transpose(1, 2), out=logits)",
+                "attn_products(packed, keys[n0:n1, first:end].transpose(1, 2), logits)",
                 "score = logits.view(*query_block.shape[:4], end - first)",
             )
             self.pair = self.row.inner(prefix="pair_")
@@ -315,8 +251,22 @@ class Block:
         args = [at_distance(arg) for arg in node.args]
         return tuple_text(tuple(self.distance.write(self.lines, *args)))
 
-    def write_kept(self) -> str:
-        """Inside `for lo, hi in masked:`, the text of which pairs of these columns take part."""
+    def write_mask(self, wrap: Callable[[str], str]) -> str:
+        """Inside `for lo, hi in masked:`, the text of what `wrap` makes of the text of which pairs
+        of these columns take part. A mask that depends on the distance only is the same for many
+        blocks: the last few are kept."""
+        lines = self.lines
+        if not self._has_mask_of_distance:
+            return wrap(self._write_kept())
+        lines.add("place = (stop - start, start + q_shift - lo - k_shift, hi - lo)")
+        with lines.block("if place not in masks:"):
+            with lines.block("if len(masks) == MOST_MASKS:"):
+                lines.add("masks.clear()")
+            lines.add(f"masks[place] = {wrap(self._write_kept())}")
+        return "masks[place]"
+
+    def _write_kept(self) -> str:
+        """The text of which pairs take part."""
         lines, mask = self.lines, self.plan.program.mask
         lines.origin(self.plan.program, mask)
         leaves = {("index", name): name for name in "bhq"} | {("index", "k"): "k_masked"}
@@ -340,8 +290,3 @@ def ranges_text(node: Node, columns: str) -> str:
 def find_dots(roots: Iterable[Node]) -> list[Node]:
     """The dots below the roots, each once."""
     return [node for node in topological(*roots) if node.op == "dot"]
-
-
-def ends(segment: Segment) -> tuple[Node, Node, Node, Node]:
-    """The four bounds of a segment."""
-    return segment.lo, segment.hi, segment.full_lo, segment.full_hi

@@ -8,8 +8,7 @@ from attndsl.plan.kernel_plan import KernelPlan
 from ..host import write_arguments, write_output, write_sink
 from ..lines import Lines
 from .block import Block, is_calm, is_fresh
-
-ARGUMENTS = "scale, q_offset, k_offset, k_len, tensors, scalars"
+from .spans import ARGUMENTS
 
 
 def write_forward(lines: Lines, plan: KernelPlan) -> None:
@@ -18,11 +17,13 @@ def write_forward(lines: Lines, plan: KernelPlan) -> None:
     with lines.block(f"def run_forward(query, key, value, {ARGUMENTS}):"):
         lines.add(f'"""(out, raw, stat) of `{plan.program.name}`."""')
         write_arguments(lines, plan)
-        block = Block(lines, plan, value_roots(plan))
+        scale = "(scale * math.log2(math.e))" if has_binary_logits(plan) else "scale"
+        block = Block(lines, plan, value_roots(plan), scale=scale)
         block.write_call()
         write_results_begin(lines, plan)
         with block.parts(), block.blocks():
-            lines.add("found = stat_found = None")
+            names = {"softmax": "found = most = sums", "normalize": "found = stat_found"}
+            lines.add(f"{names.get(plan.form, 'found')} = None")
             with block.chunks():
                 write_chunk(block)
             write_block_end(lines, plan)
@@ -30,6 +31,11 @@ def write_forward(lines: Lines, plan: KernelPlan) -> None:
         write_output(lines, plan)
         raw = "raw.to(query.dtype)" if plan.program.output else "raw.new_empty(0)"
         lines.add(f"return out.to(query.dtype), {raw}, stat")
+
+
+def has_binary_logits(plan: KernelPlan) -> bool:
+    """Whether scores are scaled so that a weight is 2 ** logit: where the logit is the score."""
+    return plan.form == "softmax" and plan.value is SCORE
 
 
 def value_roots(plan: KernelPlan) -> list[Node]:
@@ -80,32 +86,31 @@ def write_chunk(block: Block) -> None:
     for dead in write_value(block, *logit):
         lines.add(f'weight.masked_fill_({in_brackets(dead)} == float("-inf"), 0.0)')
     if block.has_mask:
+        calm = plan.form == "softmax" and is_calm(plan.value)
         with lines.block("for lo, hi in masked:"):
-            kept = block.write_kept()
             lines.add("open_weight = weight[..., lo - first : hi - first]")
-            if plan.form != "softmax":
-                lines.add(f"open_weight.masked_fill_(~{in_brackets(kept)}, 0.0)")
-            elif is_calm(plan.value):
-                lines.add(f"torch.minimum(open_weight, attn_limit({kept}), out=open_weight)")
+            if calm:
+                limit = block.write_mask(lambda kept: f"attn_limit({kept})")
+                lines.add(f"torch.minimum(open_weight, {limit}, out=open_weight)")
             else:
-                lines.add(f'open_weight.masked_fill_(~{in_brackets(kept)}, float("-inf"))')
+                dropped = block.write_mask(lambda kept: f"~{in_brackets(kept)}")
+                least = 'float("-inf")' if plan.form == "softmax" else "0.0"
+                lines.add(f"open_weight.masked_fill_({dropped}, {least})")
     lines.add("weight = weight.reshape(shape)")
     if plan.form == "softmax":
-        lines.add("more_stat = attn_softmax(weight)")
+        unit = "1.0" if has_binary_logits(plan) else "math.log2(math.e)"
+        lines.add(f"most, sums, factor = attn_weigh(weight, most, sums, {unit})")
     elif plan.form == "normalize":
         lines.add("more_stat = weight.sum(-1, keepdim=True)")
-    lines.add("more = torch.bmm(weight, values[n0:n1, first:end])")
+    lines.add("more = attn_products(weight, values[n0:n1, first:end])")
     with lines.block("if found is None:"):
         lines.add("found = more")
-        if plan.form != "elementwise":
+        if plan.form == "normalize":
             lines.add("stat_found = more_stat")
     with lines.block("else:"):
-        if plan.form == "softmax":
-            lines.add("found, stat_found = attn_merge(found, stat_found, more, more_stat)")
-        else:
-            lines.add("found += more")
-            if plan.form == "normalize":
-                lines.add("stat_found += more_stat")
+        lines.add("found.mul_(factor).add_(more)" if plan.form == "softmax" else "found += more")
+        if plan.form == "normalize":
+            lines.add("stat_found += more_stat")
 
 
 def in_brackets(text: str) -> str:
@@ -115,7 +120,13 @@ def in_brackets(text: str) -> str:
 
 def write_block_end(lines: Lines, plan: KernelPlan) -> None:
     """Stores a block's rows."""
-    if plan.form == "normalize":
+    if plan.form == "softmax":
+        most = "most * math.log(2)" if has_binary_logits(plan) else "most"
+        lines.add(
+            "found.mul_(torch.where(sums == 0, 0.0, 1 / sums))",
+            f"stat_found = {most} + torch.log(sums)",
+        )
+    elif plan.form == "normalize":
         lines.add("found = torch.where(stat_found == 0, 0.0, found / stat_found)")
     lines.add("raw_parts[here] = found.view(*query_block.shape[:4], size_Dv)")
     if plan.form != "elementwise":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from ..library import attn_add_at, attn_flat, attn_scatter, attn_tensor
+from ..library import attn_add_at, attn_flat, attn_scatter, attn_table, attn_tensor
 
 
 def attn_limit(kept: torch.Tensor) -> torch.Tensor:
@@ -27,158 +27,65 @@ def attn_clear(x: torch.Tensor, masks: list[tuple[int, int, torch.Tensor]]) -> t
     return x
 
 
-def attn_softmax(logits: torch.Tensor) -> torch.Tensor:
-    """Turns logits [..., columns] into their softmax in place; returns the logarithm of the
-    denominator [..., 1]. A row that is -inf throughout becomes 0, with -inf."""
+def attn_weigh(
+    logits: torch.Tensor, most: torch.Tensor | None, sums: torch.Tensor | None, unit: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Turns a chunk's logits [..., columns] into weights 2 ** (unit * (logit - most)), in place.
+
+    most, sums  of the chunks before, [..., 1] (or None): each row's largest logit, and the sum of
+                its weights. Returns both with this chunk, and the factor by which the results of
+                the chunks before shrink. A row without keys has -inf and 0.
+    """
     largest = logits.amax(-1, keepdim=True)
-    torch.softmax(logits, -1, out=logits)
-    # The largest weight is 1 / sum(exp(logits - largest)).
-    lse = largest - torch.log(logits.amax(-1, keepdim=True))
-    empty = largest == float("-inf")
-    if empty.any():
-        logits.masked_fill_(empty, 0.0)
-        lse.masked_fill_(empty, float("-inf"))
-    return lse
+    if most is not None:
+        largest = torch.maximum(largest, most)
+    base = largest.masked_fill(largest == float("-inf"), 0.0)  # -inf - 0 stays -inf: no weight
+    logits.sub_(base)
+    if unit != 1.0:
+        logits.mul_(unit)
+    total = logits.exp2_().sum(-1, keepdim=True)
+    if most is None or sums is None:
+        return largest, total, None
+    factor = torch.exp2((most - base) * unit)
+    return largest, sums * factor + total, factor
 
 
-def attn_merge(
-    raw: torch.Tensor, stat: torch.Tensor, more: torch.Tensor, more_stat: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Joins two softmax results over different columns: raw, more [..., Dv] and the logarithms of
-    their denominators [..., 1]. Changes both raw and more."""
-    total = torch.logaddexp(stat, more_stat)
-    raw *= torch.where(stat == float("-inf"), 0.0, torch.exp(stat - total))
-    more *= torch.where(more_stat == float("-inf"), 0.0, torch.exp(more_stat - total))
-    return raw.add_(more), total
+def attn_has_fast_onednn() -> bool:
+    """Whether oneDNN multiplies matrices of float32 faster than torch.bmm: MKL, the BLAS of torch's
+    builds for x86, uses AVX-512 on Intel's CPUs only."""
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    found = torch.cpu.get_capabilities()
+    return "AMD" in found.get("cpu_name", "") and bool(found.get("avx512_f", False))
 
 
-def attn_parts(
-    size_B: int, size_Hk: int, size_G: int, by: str, heads: int
-) -> list[tuple[int, int, int, int, int, int]]:
-    """Ranges of batch, key heads and query heads of a group that are worked on together.
-
-    by     "all", "batch" or "head": what must not be joined, since other columns take part
-    heads  how many key heads to work on together, so that a block stays in the cache
-    """
-    parts = []
-    batches = heads // max(size_Hk, 1) if by == "all" else 1
-    if by == "head":
-        heads = 1
-    for b in range(0, size_B, max(batches, 1)):
-        for j in range(0, size_Hk, heads):
-            for g in range(0, size_G, 1 if by == "head" else max(size_G, 1)):
-                end = g + 1 if by == "head" else size_G
-                last = min(b + max(batches, 1), size_B)
-                parts.append((b, last, j, min(j + heads, size_Hk), g, end))
-    return parts
+def attn_suits_onednn(rows: int, inner: int, columns: int) -> bool:
+    """Whether to multiply matrices by oneDNN one by one: where each is work enough for all threads
+    (a call costs about 10 us more than its share of torch.bmm), and of a common size, since oneDNN
+    compiles a kernel of about 1 MB for each."""
+    wide = max(inner, columns)
+    is_common = rows % 64 == 0 and wide % (128 if wide <= 1024 else 1024) == 0
+    return is_common and 2 * rows * inner * columns >= 4e6 * torch.get_num_threads()
 
 
-def attn_ints(x: torch.Tensor | int, count: int) -> list[int]:
-    """A number, or a tensor of one or `count` ints, as a list of `count` ints."""
-    found: list[int] = torch.as_tensor(x).reshape(-1).tolist()
-    return found * count if len(found) == 1 else found
-
-
-def attn_union(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Ranges [lo, hi) without overlap, in order, that cover the same; empty ones are dropped."""
-    joined: list[tuple[int, int]] = []
-    for lo, hi in sorted(ranges):
-        if lo >= hi:
-            continue
-        if joined and lo <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(hi, joined[-1][1]))
-        else:
-            joined.append((lo, hi))
-    return joined
-
-
-def attn_without(lo: int, hi: int, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """What of [lo, hi) none of the ranges (in order, without overlap) covers."""
-    left = []
-    for start, end in ranges:
-        if start >= hi:
-            break
-        if end > lo:
-            if start > lo:
-                left.append((lo, start))
-            lo = end
-    if lo < hi:
-        left.append((lo, hi))
-    return left
-
-
-def attn_spans(
-    segments: list[tuple[torch.Tensor | int, ...]], blocks: int, shift: int, limit: int
-) -> list[tuple[list[tuple[int, int]], list[tuple[int, int]]]]:
-    """For every block of queries the ranges of columns that can take part, and of those that do
-    for sure.
-
-    segments  (lo, hi, full_lo, full_hi) in positions, for all blocks at once
-    shift     the position of column 0; limit: the number of columns
-    """
-    table = [[attn_ints(bound, blocks) for bound in segment] for segment in segments]
-    spans = []
-    for at in range(blocks):
-        reached, full = [], []
-        for bounds in table:
-            lo, hi, full_lo, full_hi = (bound[at] - shift for bound in bounds)
-            lo, hi = max(lo, 0), min(hi, limit)
-            reached.append((lo, hi))
-            full.append((max(full_lo, lo), min(full_hi, hi)))
-        spans.append((attn_union(reached), attn_union(full)))
-    return spans
-
-
-def attn_open_tiles(
-    spans: list[tuple[list[tuple[int, int]], list[tuple[int, int]]]], width: int
-) -> list[tuple[int, int, int]]:
-    """(block, first column, end) of the undecided tiles of blocks that have more than three."""
-    tiles = []
-    for at, (reached, full) in enumerate(spans):
-        parts = [part for lo, hi in reached for part in attn_without(lo, hi, full)]
-        if sum(hi - lo for lo, hi in parts) > 3 * width:
-            for lo, hi in parts:
-                ends = [*range(lo - lo % width + width, hi, width), hi]
-                tiles += [(at, a, z) for a, z in zip([lo, *ends], ends, strict=False)]
-    return tiles
-
-
-def attn_refine(spans, classify, rows, width, size_Nq, q_shift, k_shift, device):  # type: ignore[no-untyped-def]
-    """Spans without the tiles of rows x width that classify(q_lo, q_hi, k_lo, k_hi) calls
-    impossible, and with those as full that it calls certain."""
-    tiles = attn_open_tiles(spans, width)
-    changed: dict[int, tuple[list[tuple[int, int]], list[tuple[int, int]]]] = {}
-    for some in range(0, len(tiles), 1 << 18):
-        group = tiles[some : some + (1 << 18)]
-        block, first, end = torch.tensor(group, device=device).unbind(1)
-        q_lo = block * rows + q_shift
-        q_hi = ((block + 1) * rows).clamp(max=size_Nq) - 1 + q_shift
-        facts = classify(q_lo, q_hi, first + k_shift, end - 1 + k_shift)
-        possible, certain = (attn_ints(fact, len(group)) for fact in facts)
-        for (at, a, z), may, must in zip(group, possible, certain, strict=True):
-            reached, full = changed.setdefault(at, ([], list(spans[at][1])))
-            if may:
-                reached.append((a, z))
-                if must:
-                    full.append((a, z))
-    for at, (reached, full) in changed.items():
-        spans[at] = (attn_union([*reached, *spans[at][1]]), attn_union(full))
-    return spans
-
-
-def attn_chunks(
-    span: tuple[list[tuple[int, int]], list[tuple[int, int]]], columns: int
-) -> list[tuple[int, int, list[tuple[int, int]]]]:
-    """A block's columns in chunks: (first, end, the ranges in it that need the mask)."""
-    reached, full = span
-    chunks = []
-    for lo, hi in reached:
-        pieces = -(-(hi - lo) // columns)
-        step = -(-(hi - lo) // pieces)
-        for first in range(lo, hi, step):
-            end = min(first + step, hi)
-            chunks.append((first, end, attn_without(first, end, full)))
-    return chunks
+def attn_products(
+    x: torch.Tensor, y: torch.Tensor, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x [n, rows, inner] @ y [n, inner, columns] -> [n, rows, columns], new or in `out`."""
+    rows, inner = x.shape[1:]
+    is_float = x.dtype == torch.float32 and x.device.type == "cpu"
+    if not (is_float and attn_suits_onednn(rows, inner, y.shape[2]) and attn_has_fast_onednn()):
+        return torch.bmm(x, y) if out is None else torch.bmm(x, y, out=out)
+    if out is None:
+        out = x.new_empty((*x.shape[:2], y.shape[2]))
+    linear = torch.ops.mkldnn._linear_pointwise.default
+    for one, other, target in zip(
+        x.unbind(), y.transpose(1, 2).unbind(), out.unbind(), strict=True
+    ):
+        target.copy_(linear(one, other, None, "none", [], ""))
+    return out
 
 
 def attn_window(
@@ -190,25 +97,7 @@ def attn_window(
     ranges  for every axis of the tensor the index ("b", "h", "q" or "k") and its [lo, hi)
     groups  heads of a group
     """
-    inner = [
-        (max(lo, 0), min(hi, n)) for (lo, hi), n in zip(ranges.values(), tensor.shape, strict=True)
-    ]
-    found = tensor[tuple(slice(lo, max(lo, hi)) for lo, hi in inner)]
-    if inner != list(ranges.values()):
-        whole = tensor.new_zeros([hi - lo for lo, hi in ranges.values()])
-        if found.numel():
-            starts = [
-                first - lo for (first, _), (lo, _) in zip(inner, ranges.values(), strict=True)
-            ]
-            whole[tuple(slice(at, at + n) for at, n in zip(starts, found.shape, strict=True))] = (
-                found
-            )
-        found = whole
-    names = list(ranges)
-    found = found.permute([names.index(name) for name in "bhqk" if name in ranges])
-    for axis, name in enumerate("bhqk"):
-        if name not in ranges:
-            found = found.unsqueeze(axis)
+    found = attn_table(tensor, ranges)
     heads = (found.shape[1] // groups, groups) if "h" in ranges else (1, 1)
     return found.reshape(found.shape[0], *heads, *found.shape[2:])
 

@@ -8,37 +8,47 @@ from attndsl.plan.text import dump
 from .. import library as shared
 from ..lines import Lines
 from ..scope import library_text
-from . import library
+from . import library, span_library
 from .backward import write_backward
 from .forward import write_forward
+from .spans import write_spans
 
 ROWS = 128  # queries of a block: of 64, 128 and 256 the fastest on an AVX-512 CPU
 WIDTH = 128  # columns of a tile that is classified by itself
 # Elements of a block of scores that is worked on at once: 4 MiB of float32, near a CPU's L2 cache.
 ROOM = 1 << 20
 LEAST_COLUMNS = 128  # however many rows there are
+MOST_MASKS = 8  # a window has a few; each is no larger than a block of scores
 COLUMNS = 1024  # of that block, where there are enough rows to fill it
 
 
 def emit(plan: KernelPlan) -> str:
     """The module's text; the same plan gives the same text."""
     body = Lines()
+    write_spans(body, plan)
+    body.blank(2)
     write_forward(body, plan)
     body.blank(2)
     write_backward(body, plan)
     text = body.text()
     lines = Lines()
     write_header(lines, plan)
-    lines.add("from __future__ import annotations", "", "import math", "", "import torch", "")
+    functions = library_text(text, shared, span_library, library)
+    lines.add("from __future__ import annotations", "", "import math")
+    if "Callable[" in functions:
+        lines.add("from collections.abc import Callable")
+    lines.add("", "import torch", "")
     lines.add(f"ACCUMULATOR = torch.{plan.accumulator}")
     lines.add(f"ROWS = {ROWS}  # queries of a block")
     lines.add(f"ROOM = {ROOM}  # scores that are held at once")
     lines.add(f"COLUMNS = {COLUMNS}  # keys of a block, where there are many queries")
     lines.add(f"LEAST_COLUMNS = {LEAST_COLUMNS}  # keys of a block at the least")
+    if "MOST_MASKS" in text:
+        lines.add(f"MOST_MASKS = {MOST_MASKS}  # of blocks, kept for other blocks")
     if "WIDTH" in text:
         lines.add(f"WIDTH = {WIDTH}  # keys of a tile that is looked at by itself")
     lines.blank(2)
-    lines.add(library_text(text, shared, library))
+    lines.add(functions)
     lines.blank(2)
     lines.add(text.rstrip("\n"))
     return lines.text()
@@ -64,6 +74,8 @@ def skipped(plan: KernelPlan) -> list[str]:
     """What the module leaves out, in words."""
     found = ["Skipped: keys outside the segments of a block of queries" + skip_of_length(plan)]
     found.append("Not masked: keys inside [full_lo, full_hi) of a segment.")
+    if plan.strategy == "lists":
+        found.append("Inside the segments: tiles of ROWS x WIDTH, told apart by their facts.")
     return found
 
 

@@ -17,19 +17,26 @@ from .backward import (
     dot_leaves,
     table_leaves,
 )
+from .classify import Classify
 from .columns import BackwardKeyValue
 from .forward import Forward
 from .header import write_header
-from .host import FUNCTIONS, TABLE_FUNCTIONS, write_backward, write_forward
+from .host import FUNCTIONS, LIST_FUNCTIONS, TABLE_FUNCTIONS, write_backward, write_forward
 from .kernel import Kernel
 from .library import library_text
+from .lists import uses_lists
 
-Written = Forward | Delta | BackwardQuery | BackwardDots | BackwardKeyValue | BackwardTables
+Written = (
+    Classify | Forward | Delta | BackwardQuery | BackwardDots | BackwardKeyValue | BackwardTables
+)
 
 
 def write_kernels(plan: KernelPlan) -> tuple[dict[str, Kernel], list[str]]:
     """The kernels by name, in the order in which they run, and their texts."""
     kernels: list[Written] = [Forward(plan)]
+    if uses_lists(plan):
+        columns = Classify(plan, plan.backward_dkv, columns_first=True)
+        kernels = [Classify(plan, plan.forward), columns, *kernels]
     if plan.form != "elementwise":
         kernels.append(Delta(plan))
     kernels += [BackwardQuery(plan), BackwardKeyValue(plan)]
@@ -45,11 +52,15 @@ def emit(plan: KernelPlan) -> str:
     """The text of the module. Needs a float16, bfloat16 or float32 request."""
     kernels, texts = write_kernels(plan)
     host = Lines()
-    write_forward(host, plan, kernels["forward"])
+    write_forward(host, plan, kernels)
     host.blank(2)
     write_backward(host, plan, kernels)
     body = "\n\n".join(texts)
-    functions = FUNCTIONS + ("\n\n" + TABLE_FUNCTIONS if table_leaves(plan) else "")
+    functions = FUNCTIONS
+    if uses_lists(plan):
+        functions += "\n\n" + LIST_FUNCTIONS
+    if table_leaves(plan):
+        functions += "\n\n" + TABLE_FUNCTIONS
     lines = Lines()
     write_header(lines, plan)
     sections: Iterable[str] = (

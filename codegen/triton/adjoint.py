@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from attndsl.ir.nodes import SCORE, Node, is_const
 from attndsl.plan.kernel_plan import Config, KernelPlan, Leaf
 
-from .kernel import NEGATIVE_INFINITY, Kernel
+from .kernel import NEGATIVE_INFINITY, Kernel, elements
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Adjoint(Kernel):
             arguments.add_own("delta", "float32")
 
     def add_other_arguments(self) -> None:
+        self.add_tile_arguments()
         self.arguments.add_strides("query", "key", "value")
         self.arguments.add_call()
         self.arguments.add_leaves([*self.roots, *self.segment_nodes()])
@@ -87,7 +88,7 @@ class Adjoint(Kernel):
             return
         other = 'float("inf")' if self.plan.form == "softmax" else "0.0"
         self.lines.add(
-            "row = start_m + tl.arange(0, BLOCK_M)",
+            f"row = {elements('start_m', 'BLOCK_M')}",
             f"base_row = {self.row_load('base', limited, other)}",
         )
 

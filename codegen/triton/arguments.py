@@ -68,9 +68,9 @@ class Arguments:
         """A pointer to query, key or value; its strides come with `add_strides`."""
         self.add(name, POINTER_TYPES[self.plan.request.dtype], aligned=self.plan.request.aligned)
 
-    def add_own(self, name: str, dtype: str) -> None:
+    def add_own(self, name: str, dtype: str, host: str | None = None) -> None:
         """A pointer to a contiguous tensor that the host function made."""
-        self.add(name, POINTER_TYPES[dtype], aligned=True)
+        self.add(name, POINTER_TYPES[dtype], host, aligned=True)
 
     def add_strides(self, *names: str) -> None:
         """The strides of inputs, in units of 16 bytes where the request says they are aligned."""
@@ -161,15 +161,16 @@ class Arguments:
             lines.add("BLOCK_M: tl.constexpr,", "BLOCK_N: tl.constexpr,")
         lines.add("):")
 
-    def write_launch(self, lines: Lines, grid: str) -> None:
-        """The launch, by the host function; `grid` is the text of the number of programs."""
+    def write_launch(self, lines: Lines, grid: str, config: Config | None = None) -> None:
+        """The launch, by the host function; `grid` is the text of the number of programs, `config`
+        has other sizes than the kernel's own."""
         lines.add(f"{self.name}[({grid},)](")
         with lines.indented():
             for argument in self.arguments:
                 lines.add(f"{argument.host},")
             for name, axes in self.wide_axes().items():
                 lines.add(f"wide_{name}=attn_is_wide(t_{name}, {axes}),")
-            config = self.config
+            config = config or self.config
             lines.add(f"BLOCK_M={config.block_m},", f"BLOCK_N={config.block_n},")
             lines.add(f"num_warps={config.num_warps},", f"num_stages={config.num_stages},")
             lines.add(f"enable_fp_fusion={self.plan.may_fuse},")

@@ -6,7 +6,7 @@ from attndsl.ir.nodes import find
 from attndsl.plan.kernel_plan import Config, KernelPlan
 
 from .adjoint import Adjoint, NumberedLeaf, numbered_leaves
-from .kernel import NEGATIVE_INFINITY, Kernel, arange, width_test
+from .kernel import NEGATIVE_INFINITY, Kernel, arange, elements, width_test
 
 
 class Delta(Kernel):
@@ -157,7 +157,7 @@ class BackwardQuery(RowAdjoint):
             lambda i: f"(grad_query_{i} * scale).to(grad_query.dtype.element_ty)",
         )
         if self.rows or self.tables:
-            lines.add("row = start_m + tl.arange(0, BLOCK_M)")
+            lines.add(f"row = {elements('start_m', 'BLOCK_M')}")
         for item in self.rows:
             lines.add(
                 f"tl.store(row_adjoint_{item.number} + head.to(tl.int64) * Nq + row, "

@@ -6,6 +6,7 @@ from attndsl.ir.nodes import find
 from attndsl.plan.kernel_plan import KernelPlan
 
 from .adjoint import Adjoint, numbered_leaves
+from .kernel import elements
 
 
 class BackwardKeyValue(Adjoint):
@@ -82,7 +83,9 @@ class BackwardKeyValue(Adjoint):
     def _write_end(self) -> None:
         lines, plan = self.lines, self.plan
         lines.comment("Columns beyond the last key took part in full tiles: they are 0.")
-        lines.add("column = start_n + tl.arange(0, BLOCK_N)", "there = (column < n_keys)[:, None]")
+        lines.add(
+            f"column = {elements('start_n', 'BLOCK_N')}", "there = (column < n_keys)[:, None]"
+        )
 
         for name, width, chunks, scaled in (
             ("grad_key", plan.request.head_dim, plan.query_chunks, " * scale"),

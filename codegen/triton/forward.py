@@ -5,7 +5,7 @@ from __future__ import annotations
 from attndsl.ir.nodes import SCORE, Node, find
 from attndsl.plan.kernel_plan import KernelPlan
 
-from .kernel import NEGATIVE_INFINITY, Kernel
+from .kernel import NEGATIVE_INFINITY, Kernel, elements
 
 
 class Forward(Kernel):
@@ -42,6 +42,7 @@ class Forward(Kernel):
             arguments.add_own("raw", plan.request.dtype)
         if plan.form != "elementwise":
             arguments.add_own("stat", "float32")
+        self.add_tile_arguments()
         arguments.add_strides("query", "key", "value")
         arguments.add_call()
         arguments.add_leaves([*self.roots, *self.row_roots, *self.segment_nodes()])
@@ -148,7 +149,7 @@ class Forward(Kernel):
         if plan.form != "elementwise":
             stat = "lse" if plan.form == "softmax" else "total"
             lines.add(
-                "row = start_m + tl.arange(0, BLOCK_M)",
+                f"row = {elements('start_m', 'BLOCK_M')}",
                 f"tl.store(stat + head.to(tl.int64) * Nq + row, {stat}, mask=row < Nq)",
             )
             for i in range(len(plan.value_chunks)):

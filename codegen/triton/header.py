@@ -5,6 +5,7 @@ from __future__ import annotations
 from attndsl.plan.kernel_plan import KernelPlan
 
 from ..lines import Lines
+from .lists import uses_lists
 
 
 def write_header(lines: Lines, plan: KernelPlan) -> None:
@@ -61,6 +62,10 @@ def describe(plan: KernelPlan) -> list[str]:
             f"{name:<13}{config.block_m} queries x {config.block_n} keys, "
             f"{config.num_warps} warps, {config.num_stages} stages"
         )
+    found = f"{len(plan.keys)} of keys, {len(plan.queries)} of queries"
+    if uses_lists(plan):
+        found += ", and lists made on the device from summaries of blocks"
+    lines.append(f"Segments     {found}")
     if request.grads:
         lines.append(f"Gradients    {', '.join(request.grads)}")
     if request.per_batch:

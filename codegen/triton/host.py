@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from attndsl.ir.nodes import Node
-from attndsl.plan.kernel_plan import KernelPlan
+from attndsl.plan.kernel_plan import Config, KernelPlan
 
 from .. import host
 from ..lines import Lines
+from ..summaries import write_blocks, write_profiles
 from .backward import adds_to_query_on_host, table_leaves, table_names
+from .classify import BLOCKS
 from .kernel import Kernel
+from .lists import list_count, list_names, uses_lists
 
 FORWARD_ARGUMENTS = "query, key, value, scale, q_offset, k_offset, k_len, tensors, scalars"
 
@@ -52,8 +57,28 @@ def attn_from_units(sums, unit, largest):
 '''
 
 
-def write_forward(lines: Lines, plan: KernelPlan, forward: Kernel) -> None:
+LIST_FUNCTIONS = '''\
+MOST_LISTED = 1024  # tiles in a row: memory grows with the length, not with its square
+
+
+def attn_lists(rows, tiles, device):
+    """Room for rows of tiles: counts [rows, 3], entries, and how many a row may have; both int32.
+
+    The rows are followed by the numbers of all tiles, for rows that need more; one entry stands
+    before and one behind. Their number fits an int32.
+    """
+    most = min(tiles, MOST_LISTED, (2**31 - 3 - tiles) // max(rows, 1))
+    counts = torch.empty((rows, 3), dtype=torch.int32, device=device)
+    entries = torch.empty(rows * most + tiles + 2, dtype=torch.int32, device=device)
+    if tiles > most:
+        torch.arange(tiles, out=entries[rows * most + 1 : -1])
+    return counts, entries, most
+'''
+
+
+def write_forward(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) -> None:
     """`run_forward`."""
+    forward = kernels["forward"]
     has_output = plan.program.output is not None
     with lines.block(f"def run_forward({FORWARD_ARGUMENTS}):"):
         lines.add('"""out, the result before the epilogue, and the statistics of the rows."""')
@@ -63,6 +88,9 @@ def write_forward(lines: Lines, plan: KernelPlan, forward: Kernel) -> None:
         lines.add("raw = torch.empty_like(out)" if has_output else "raw = query.new_empty(0)")
         stat = "0" if plan.form == "elementwise" else f"({shape})"
         lines.add(f"stat = query.new_empty({stat}, dtype=ACCUMULATOR)")
+        if uses_lists(plan):
+            write_profiles(lines, plan)
+            write_lists(lines, plan, kernels["classify_rows"], forward)
         write_launch(lines, forward, *grid_of_rows(forward))
         lines.add("return out, raw, stat")
 
@@ -86,11 +114,32 @@ def grid_of_columns(kernel: Kernel) -> tuple[str, str]:
     return f"-(-size_Nk // {block}) * size_H * size_B", "programs"
 
 
-def write_launch(lines: Lines, kernel: Kernel, count: str, name: str) -> None:
+def write_launch(
+    lines: Lines, kernel: Kernel, count: str, name: str, config: Config | None = None
+) -> None:
     """A launch, left out where it has no programs."""
-    lines.add(f"{name} = {count}")
+    if count != name:
+        lines.add(f"{name} = {count}")
     with lines.block(f"if {name} > 0:"), lines.block("with attn_device(query):"):
-        kernel.arguments.write_launch(lines, name)
+        kernel.arguments.write_launch(lines, name, config)
+
+
+def write_lists(lines: Lines, plan: KernelPlan, classify: Kernel, user: Kernel) -> None:
+    """The lists of tiles of a kernel (and of those with the same tiles), after `write_profiles`."""
+    sizes = user.arguments.config
+    own, other = f"-(-size_Nq // {sizes.block_m})", f"-(-size_Nk // {sizes.block_n})"
+    if user.columns_first:
+        own, other = other, own
+    lines.comment(f"The tiles of {user.arguments.name}.")
+    write_blocks(lines, plan, sizes.block_m, sizes.block_n, BLOCKS)
+    counts, lists, most = list_names(user.columns_first)
+    lines.add(
+        f"programs = {own}{list_count(plan)}",
+        f"{counts}, {lists}, {most} = attn_lists(programs, {other}, query.device)",
+    )
+    config = classify.arguments.config
+    config = replace(config, block_m=sizes.block_m, block_n=sizes.block_n)
+    write_launch(lines, classify, "programs", "programs", config)
 
 
 def write_backward(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) -> None:
@@ -110,11 +159,16 @@ def write_backward(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) -
         if delta is not None:
             _write_delta(lines, delta)
         host.write_sink_backward(lines, plan)
+        if uses_lists(plan):
+            write_profiles(lines, plan)
+            write_lists(lines, plan, kernels["classify_rows"], dq)
         _write_query(lines, plan, dq)
         if "backward_dots" in kernels:
             lines.add("dots = torch.empty_like(grad_query)")
             write_launch(lines, kernels["backward_dots"], *grid_of_rows(dq))
             lines.add("grad_query += dots")
+        if uses_lists(plan):
+            write_lists(lines, plan, kernels["classify_columns"], dkv)
         _write_key_value(lines, plan, dkv)
         _write_leaves(lines, plan, dq, dkv)
         if tables is not None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from attndsl.ir.nodes import TRUE, Node, is_const
-from attndsl.plan.kernel_plan import Chunk, Config, KernelPlan, Segment
+from attndsl.plan.kernel_plan import Chunk, Config, KernelPlan
 
 from ..lines import Lines
 from .arguments import Arguments, elements_per_alignment
+from .lists import add_list_arguments, uses_lists, visits_nothing, write_list_loops
+from .ranges import KEYS, QUERIES, Axis, write_range_loops
 from .values import Values, level_of, uses_score
 
 Body = Callable[[bool], None]  # writes the work on one tile; whether it is a partial one
@@ -34,7 +35,6 @@ class Kernel:
         self.columns_first = columns_first
         self.has_score = uses_score(plan.value, plan.logit)
         self.segments = plan.queries if columns_first else plan.keys
-        self.has_full = any(has_full_part(segment) for segment in self.segments)
 
     # Shapes of vectors along rows and columns of a tile of pairs.
     @property
@@ -54,7 +54,15 @@ class Kernel:
         return ', input_precision="ieee"' if self.plan.request.dtype == "float32" else ""
 
     def segment_nodes(self) -> list[Node]:
+        """The ends of segments that the kernel computes: none where it has lists of its tiles."""
+        if uses_lists(self.plan):
+            return []
         return [n for s in self.segments for n in (s.lo, s.hi, s.full_lo, s.full_hi)]
+
+    def add_tile_arguments(self) -> None:
+        """What the kernel needs to find its tiles, besides the parameters in the segments."""
+        if uses_lists(self.plan):
+            add_list_arguments(self.arguments, self.columns_first)
 
     def finish(self) -> str:
         """The kernel's text: header and body."""
@@ -79,19 +87,25 @@ class Kernel:
             lines.comment("The last tile comes first: under a causal mask it has the most keys.")
             lines.add(f"{start} = (tiles - 1 - tl.program_id(0) % tiles) * {block}")
         lines.add("b = head // H", "h = head % H", "G = H // Hk")
+        self.write_offsets()
+        if self.segment_nodes():
+            self.write_tile_bounds()
+        self.values.define(lines, "program", [*roots, *self.segment_nodes()])
+
+    def write_offsets(self) -> None:
+        """First positions of queries and keys, and the number of keys, of sequence b."""
+        lines, per_batch = self.lines, self.plan.request.per_batch
         for letter in ("q", "k"):
             name = f"{letter}_offset"
-            batched = name in self.plan.request.per_batch
-            source = f"tl.load({name} + b).to(tl.int32)" if batched else name
+            source = f"tl.load({name} + b).to(tl.int32)" if name in per_batch else name
             lines.add(f"{letter}_start = {source}")
-        if "k_len" in self.plan.request.per_batch:
+        if "k_len" in per_batch:
             lines.add("n_keys = tl.minimum(tl.maximum(tl.load(k_len + b), 0), Nk).to(tl.int32)")
         else:
             lines.add("n_keys = Nk")
-        self._write_tile_bounds()
-        self.values.define(lines, "program", [*roots, *self.segment_nodes()])
 
-    def _write_tile_bounds(self) -> None:
+    def write_tile_bounds(self) -> None:
+        """Positions of the first and the last row or column of the program's own tile."""
         if self.columns_first:
             self.lines.add(
                 "tile_lo = start_n + k_start",
@@ -105,12 +119,12 @@ class Kernel:
 
     def write_rows(self, start: str = "start_m") -> None:
         """Indices and positions of the tile's queries."""
-        self.lines.add(f"rows = {start} + tl.arange(0, BLOCK_M){self.row}", "q = rows + q_start")
+        self.lines.add(f"rows = {elements(start, 'BLOCK_M')}{self.row}", "q = rows + q_start")
 
     def write_columns(self, start: str = "start_n") -> None:
         """Indices and positions of the tile's keys."""
         self.lines.add(
-            f"columns = {start} + tl.arange(0, BLOCK_N){self.column}", "k = columns + k_start"
+            f"columns = {elements(start, 'BLOCK_N')}{self.column}", "k = columns + k_start"
         )
 
     # -- loads ---------------------------------------------------------------------------------
@@ -131,7 +145,7 @@ class Kernel:
         is 0 (None: no test)."""
         # Addresses are made where they are used: kept over a loop they would fill registers.
         stride = "" if self.plan.request.unit_stride else f" * {name}_stride_d"
-        index = f"({start} + tl.arange(0, {block}))[:, None]"
+        index = f"({elements(start, block)})[:, None]"
         for i, chunk in enumerate(chunks):
             tests = [f"({index} < {limit})"] if limit is not None else []
             element = f"({arange(chunk)}){stride}" if stride else arange(chunk)
@@ -140,7 +154,7 @@ class Kernel:
 
     def own_address(self, name: str, width: int, start: str, block: str, chunk: Chunk) -> str:
         """Addresses of a tile of a contiguous tensor [B, H, length, width]."""
-        index = f"({start} + tl.arange(0, {block}))[:, None]"
+        index = f"({elements(start, block)})[:, None]"
         return f"{name}_head + {index}.to(tl.int64) * {width} + {arange(chunk)}"
 
     def write_own_base(self, name: str, width: int, length: str) -> None:
@@ -157,7 +171,7 @@ class Kernel:
     ) -> None:
         """Loads a tile of a contiguous tensor, as `write_loads`."""
         for i, chunk in enumerate(chunks):
-            index = f"({start} + tl.arange(0, {block}))[:, None]"
+            index = f"({elements(start, block)})[:, None]"
             tests = [f"({index} < {limit})"] if limit is not None else []
             address = self.own_address(name, width, start, block, chunk)
             self.lines.add(f"{name}_{i} = " + load(address, tests + width_test(chunk), "0.0"))
@@ -175,7 +189,7 @@ class Kernel:
         """Stores tiles of a contiguous tensor; `value` gives the text of a chunk."""
         self.write_own_base(name, width, limit)
         for i, chunk in enumerate(chunks):
-            tests = [f"(({start} + tl.arange(0, {block}))[:, None] < {limit})", *width_test(chunk)]
+            tests = [f"(({elements(start, block)})[:, None] < {limit})", *width_test(chunk)]
             address = self.own_address(name, width, start, block, chunk)
             self.lines.add(f"tl.store({address}, {value(i)}, mask={' & '.join(tests)})")
 
@@ -191,105 +205,37 @@ class Kernel:
 
     def write_tiles(self, body: Body) -> None:
         """The loops over tiles of the other axis: full ones, then the rest with their mask."""
-        lines = self.lines
-        if not self.segments:
+        lines, plan = self.lines, self.plan
+        if visits_nothing(plan):
             return
-        offset, length, block = ("k_start", "n_keys", "BLOCK_N")
-        if self.columns_first:
-            offset, length, block = ("q_start", "Nq", "BLOCK_M")
         lines.blank()
-        over = "queries" if self.columns_first else "keys"
-        lines.comment(
-            f"Tiles of {over}: some pair takes part in those of [first, last), every pair in those",
-            "of [full_first, full_last).",
-        )
-        lines.origin(self.plan.program, self.plan.program.mask)
-        for at, segment in enumerate(self.segments):
-            self._write_segment(at, segment, offset, length)
-        self._write_order()
-        for at in range(len(self.segments)):
-            self._write_tile_range(at, block)
-        if self.has_full:
-            with self._loop("full", self._full_parts()):
-                body(False)
-        with self._loop("partial", self._partial_parts()):
-            body(True)
-
-    def _write_segment(self, at: int, segment: Segment, offset: str, length: str) -> None:
-        ends = {"lo": segment.lo, "hi": segment.hi}
-        if self.has_full:
-            ends |= {"full_lo": segment.full_lo, "full_hi": segment.full_hi}
-        texts = self.values.write(self.lines, *ends.values())
-        for name, text in zip(ends, texts, strict=True):
-            self.lines.add(f"{name}_{at} = attn_clip({text}, {offset}, {length})")
-        if self.columns_first and "k_len" in self.plan.request.per_batch:
-            self.lines.comment("Keys beyond k_len meet no query.")
-            self.lines.add(f"hi_{at} = tl.where(start_n < n_keys, hi_{at}, 0)")
-
-    def _write_order(self) -> None:
-        """Sorts several segments by their first element, so that none visits a tile again."""
-        count = len(self.segments)
-        for end in range(count - 1, 0, -1):
-            for at in range(end):
-                a, b = at, at + 1
-                self.lines.add(f"swap = lo_{b} < lo_{a}")
-                for name in ("lo", "hi", "full_lo", "full_hi")[: 4 if self.has_full else 2]:
-                    x, y = f"{name}_{a}", f"{name}_{b}"
-                    self.lines.add(f"{x}, {y} = tl.where(swap, {y}, {x}), tl.where(swap, {x}, {y})")
-
-    def _write_tile_range(self, at: int, block: str) -> None:
-        lines = self.lines
-        if at == 0:
-            lines.add(f"first_{at} = lo_{at} // {block}")
+        lines.origin(plan.program, plan.program.mask)
+        if uses_lists(plan):
+            loops = write_list_loops(lines, plan, self.columns_first)
         else:
-            lines.add(f"first_{at} = tl.maximum(lo_{at} // {block}, last_{at - 1})")
-        lines.add(
-            f"last_{at} = tl.where(lo_{at} < hi_{at}, tl.cdiv(hi_{at}, {block}), 0)",
-            f"last_{at} = tl.maximum(last_{at}, first_{at})",
-        )
-        if self.has_full:
-            lines.add(
-                f"full_first_{at} = tl.maximum(tl.cdiv(full_lo_{at}, {block}), first_{at})",
-                f"full_first_{at} = tl.minimum(full_first_{at}, last_{at})",
-                f"full_last_{at} = tl.maximum(full_hi_{at} // {block}, full_first_{at})",
-                f"full_last_{at} = tl.minimum(full_last_{at}, last_{at})",
-            )
+            loops = write_range_loops(lines, self.values, self.segments, self.axis, self.guard)
+        for loop in loops:
+            lines.blank()
+            outer = self.values
+            lines.add(*loop.before)
+            with lines.block(loop.header):
+                start = f"{self.axis.start} = tile * {self.axis.block}"
+                lines.add(*loop.statements, start, *loop.after)
+                self.values = outer.inner()
+                body(loop.partial)
+                self.values = outer
+            lines.blank()
 
-    def _full_parts(self) -> list[tuple[str, str]]:
-        return [(f"full_first_{at}", f"full_last_{at}") for at in range(len(self.segments))]
+    @property
+    def axis(self) -> Axis:
+        """The axis over which the kernel loops."""
+        return QUERIES if self.columns_first else KEYS
 
-    def _partial_parts(self) -> list[tuple[str, str]]:
-        parts = []
-        for at in range(len(self.segments)):
-            if self.has_full:
-                parts.append((f"first_{at}", f"full_first_{at}"))
-                parts.append((f"full_last_{at}", f"last_{at}"))
-            else:
-                parts.append((f"first_{at}", f"last_{at}"))
-        return parts
-
-    @contextmanager
-    def _loop(self, name: str, parts: list[tuple[str, str]]) -> Iterator[None]:
-        """One loop over the tiles of several ranges, numbered in sequence."""
-        lines, block = self.lines, "BLOCK_M" if self.columns_first else "BLOCK_N"
-        start = "start_m" if self.columns_first else "start_n"
-        lines.blank()
-        first, last = parts[0]
-        header, tile = f"for tile in range({first}, {last}):", ""
-        if len(parts) > 1:
-            for at, (first, last) in enumerate(parts):
-                before = f"{name}_{at - 1} + " if at else ""
-                lines.add(f"{name}_{at} = {before}{last} - {first}")
-            header, tile = f"for step in range(0, {name}_{len(parts) - 1}):", numbered(name, parts)
-        outer = self.values
-        with lines.block(header):
-            if tile:
-                lines.add(f"tile = {tile}")
-            lines.add(f"{start} = tile * {block}")
-            self.values = outer.inner()
-            yield
-            self.values = outer
-        lines.blank()
+    @property
+    def guard(self) -> str:
+        """The test without which no tile is reached: keys beyond k_len meet no query."""
+        batched = self.columns_first and "k_len" in self.plan.request.per_batch
+        return "start_n < n_keys" if batched else ""
 
     def spread(self, node: Node, text: str) -> str:
         """The text of a value, an atom, in the shape of a tile whatever the node varies with."""
@@ -316,23 +262,9 @@ class Kernel:
         return tests
 
 
-def numbered(name: str, parts: list[tuple[str, str]]) -> str:
-    """The tile of a step, where the ranges come one after the other.
-
-    >>> numbered("part", [("a", "b"), ("c", "d")])
-    'tl.where(step < part_0, a + step, c + step - part_0)'
-    """
-    text = f"{parts[-1][0]} + step - {name}_{len(parts) - 2}"
-    for at in range(len(parts) - 2, -1, -1):
-        shift = f" - {name}_{at - 1}" if at else ""
-        text = f"tl.where(step < {name}_{at}, {parts[at][0]} + step{shift}, {text})"
-    return text
-
-
-def has_full_part(segment: Segment) -> bool:
-    """Whether any tile may be full: an inner part that is empty by its constants has none."""
-    lo, hi = segment.full_lo, segment.full_hi
-    return not (is_const(lo) and is_const(hi) and lo.value >= hi.value)
+def elements(start: str, block: str) -> str:
+    """The rows or columns of a tile, [block]."""
+    return f"{start} + tl.arange(0, {block})"
 
 
 def arange(chunk: Chunk) -> str:

@@ -178,6 +178,12 @@ def attn_clip(position, offset, n):
 
 
 @triton.jit
+def attn_within(x, first, last):
+    """How many of the numbers first .. last - 1 lie below x."""
+    return tl.minimum(tl.maximum(x, first), last) - first
+
+
+@triton.jit
 def attn_finite_size(x):
     """|x|, and infinity where x is no number."""
     size = tl.abs(x)

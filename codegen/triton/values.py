@@ -17,7 +17,7 @@ from .integers import NARROW_DTYPES, WIDE_DTYPES, Integers
 LEVELS = ("program", "row", "column", "pair")
 SUMS = ("add", "sub", "neg")
 AXIS = POSITION  # no axis of a tensor is longer
-COMPARISONS = ("lt", "le", "eq", "ne")
+TESTS = ("lt", "le", "eq", "ne", "not")
 SMALLEST_NORMAL = 2.0**-126
 LARGEST = (2.0 - 2.0**-23) * 2.0**127
 
@@ -216,6 +216,8 @@ class Values:
                 return f"attn_truth(p_{node.name} != 0)" if kind == "bool" else f"p_{node.name}"
             case "bound":
                 return f"tile_{node.name}"
+            case "summary":
+                return f"summary_{node.name}"
             case "lookup":
                 return self._lookup(node, args)
             case "dot":
@@ -285,7 +287,7 @@ class Values:
         if node.op == "pow" and is_const(node.args[1], 2.0):
             return Spelling("attn_square({0})", ATOM, (TEST, TEST))
         spelling = table_spelling("triton", node)
-        if node.op in COMPARISONS and level_of(node) == "program":
+        if node.op in TESTS and level_of(node) == "program":
             return Spelling(f"attn_truth({spelling.template})", ATOM, spelling.slots)
         if node.kind == "int" and node.op != "bool_to_int" and self.integers.must_be_cast(node):
             first = 1 if node.op == "where" else 0

@@ -29,7 +29,15 @@ attention wide(bias: float[H, 2 * R + 1], doc: int[B, Nk], R: int, w: int, cap: 
     mask (0 <= q - k < w and doc[b, k] != 1) or not on
     score cap * tanh(score / cap) + bias[h, q - k + R]
 """
-KERNELS = ("forward", "backward_delta", "backward_dq", "backward_dkv", "backward_tables")
+KERNELS = (
+    "classify_rows",
+    "classify_columns",
+    "forward",
+    "backward_delta",
+    "backward_dq",
+    "backward_dkv",
+    "backward_tables",
+)
 LENGTHS = (1, 2, 16, 17, 33, 48)
 
 

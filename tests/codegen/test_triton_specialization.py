@@ -24,6 +24,10 @@ def test_launches_share_one_key() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     counts = dict(line.split() for line in done.stdout.splitlines())
     assert counts and set(counts.values()) == {"1"}, counts
-    assert {"forward", "backward_dq", "backward_dkv", "backward_delta", "backward_tables"} <= set(
-        counts
-    )
+    assert {
+        "classify_rows",
+        "classify_columns",
+        "forward",
+        "backward_dkv",
+        "backward_tables",
+    } <= set(counts)
