@@ -24,7 +24,8 @@ attndsl: a compiler for attention
   attndsl fmt FILE...       lay it out
   attndsl run FILE          run it on random tensors and compare with what it means
   attndsl explain FILE      what will run for given sizes, and why
-  attndsl show FILE         draw its mask and what is skipped
+  attndsl show FILE         draw its mask and what is skipped, here or as an image
+  attndsl diff A B          are two masks equal, is one inside the other, and where they differ
   attndsl emit FILE         print any stage, from its tree to SASS and resources
   attndsl bench [SUITE]     measure it against its peers
 
@@ -34,8 +35,10 @@ attndsl: a compiler for attention
 Start with  attndsl run examples/causal.attn
 """
 
-FINE, WRONG, USAGE, BUG = 0, 1, 2, 3
+FINE, WRONG, USAGE, BUG, OPEN = 0, 1, 2, 3, 4
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
+SIZE_OPTIONS = {"B": "batch", "H": "heads", "Hk": "kv_heads", "Nq": "nq", "Nk": "nk"}
+SIZE_OPTIONS |= {"D": "head_dim", "q_offset": "q_offset", "k_offset": "k_offset"}
 STAGES = ("tree", "ir", "plan", "kernel", "ttir", "ttgir", "ptx", "amdgcn", "sass", "resources")
 Value = bool | int | float
 
@@ -43,7 +46,8 @@ Value = bool | int | float
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status.
 
-    0: fine; 1: a wrong program, argument or result; 2: wrong usage; 3: a fault of attndsl itself.
+    0: fine; 1: a wrong program, argument or result, or masks that differ; 2: wrong usage;
+    3: a fault of attndsl itself; 4: neither proved nor refuted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -95,18 +99,19 @@ def _parser() -> argparse.ArgumentParser:
     _run_options(add("run", _run, about))
     _explain_options(add("explain", _explain, "Says what will run for given sizes, and why."))
     _show_options(add("show", _show, "Draws the mask and its tiles."))
+    about = "Says whether two masks are equal, and shows a pair where they differ."
+    _diff_options(add("diff", _diff, about, file=False))
     _bench_options(add("bench", _bench, "Measures attndsl against its peers.", file=False))
     return parser
 
 
 def _const_option(parser: argparse.ArgumentParser) -> None:
+    _set_option(parser, "--const", "the value of a const parameter; may be repeated")
+
+
+def _set_option(parser: argparse.ArgumentParser, option: str, about: str) -> None:
     parser.add_argument(
-        "--const",
-        metavar="NAME=VALUE",
-        type=_assignment,
-        action="append",
-        default=[],
-        help="the value of a const parameter; may be repeated",
+        option, metavar="NAME=VALUE", type=_assignment, action="append", default=[], help=about
     )
 
 
@@ -142,27 +147,24 @@ def _size_options(parser: argparse.ArgumentParser, length: int) -> None:
     sizes.add_argument("--batch", type=_count, default=1, metavar="N")
     sizes.add_argument("--heads", type=_count, default=2, metavar="N", help="query heads")
     sizes.add_argument("--kv-heads", type=_count, metavar="N", help="key heads; those of queries")
-    sizes.add_argument("--nq", type=_count, metavar="N", help=f"queries; {length}, or nk")
+    about = f"queries; {length}, or nk" if length else "queries: compare this one call"
+    sizes.add_argument("--nq", type=_count, metavar="N", help=about)
     sizes.add_argument("--nk", type=_count, metavar="N", help="keys; as many as queries")
     sizes.add_argument("--head-dim", type=_count, default=64, metavar="N")
     sizes.add_argument("--value-dim", type=_count, metavar="N", help="that of queries and keys")
     sizes.add_argument("--q-offset", type=int, default=0, metavar="N")
     sizes.add_argument("--k-offset", type=int, default=0, metavar="N")
     sizes.set_defaults(length=length)
-    parser.add_argument(
-        "--set",
-        metavar="NAME=VALUE",
-        type=_assignment,
-        action="append",
-        default=[],
-        help="a run-time parameter, or the size of a tensor's own dimension; may be repeated",
-    )
+    about = "a run-time parameter, or the size of a tensor's own dimension; may be repeated"
+    _set_option(parser, "--set", about)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random tensors")
 
 
 def _check_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="an .attn file; - reads stdin")
     parser.add_argument("--format", choices=("full", "short", "json"), default="full")
+    about = "also prove that no query reads a later key; exit 1 if one does, 4 if neither is proved"
+    parser.add_argument("--causal", action="store_true", help=about)
     _const_option(parser)
 
 
@@ -202,6 +204,22 @@ def _show_options(parser: argparse.ArgumentParser) -> None:
     _size_options(parser, 64)
     parser.add_argument("--block", type=_count, metavar="N", help="rows and columns of a tile")
     parser.add_argument("--plain", action="store_true", help="ASCII only")
+    parser.add_argument("-o", "--output", metavar="FILE", help="an image: .png or .svg")
+    parser.add_argument("--head", type=_count, metavar="N", help="only this head")
+
+
+def _diff_options(parser: argparse.ArgumentParser) -> None:
+    for side in "ab":
+        about = "an .attn file, or FILE:NAME for one of its attentions"
+        parser.add_argument(side, metavar=side.upper(), help=about)
+    _const_option(parser)
+    _size_options(parser, 0)
+    parser.set_defaults(batch=None, heads=None, head_dim=None, q_offset=None, k_offset=None)
+    _set_option(parser, "--set-a", "a parameter of A alone")
+    _set_option(parser, "--set-b", "a parameter of B alone")
+    about = "parameters that are not set have their defaults; without it they may be anything"
+    parser.add_argument("--defaults", action="store_true", help=about)
+    parser.add_argument("--tries", type=_count, default=400, metavar="N", help="random calls")
 
 
 def _bench_options(parser: argparse.ArgumentParser) -> None:
@@ -217,7 +235,7 @@ def _check(options: argparse.Namespace) -> int:
 
     found: list[Diagnostic] = []
     for file in options.files:
-        found += check_file(file, dict(options.const))
+        found += check_file(file, dict(options.const), causal=options.causal)
     if options.format == "json":
         print(json.dumps([_as_json(d) for d in found], indent=2))
     elif options.format == "short":
@@ -228,7 +246,10 @@ def _check(options: argparse.Namespace) -> int:
     if options.format == "full":
         what = "1 file" if len(options.files) == 1 else f"{len(options.files)} files"
         counts = f"{_plural(errors, 'error')}, {_plural(len(found) - errors, 'warning')}"
-        print(f"{what}: {counts if found else 'fine'}", file=sys.stderr)
+        fine = "causal" if options.causal else "fine"
+        print(f"{what}: {counts if found else fine}", file=sys.stderr)
+    if any(d.code == "W205" for d in found) and not errors:
+        return OPEN
     return WRONG if errors else FINE
 
 
@@ -368,13 +389,36 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from attndsl.report.arguments import random_parameters
-    from attndsl.report.picture import show
+    from attndsl.report.cells import Wish
+    from attndsl.report.picture import draw_file, show
 
     attention, sizes = _load(options), _sizes(options)
-    drawn = random_parameters(attention.program, sizes, dict(options.set), seed=options.seed)
-    print(show(attention, sizes, drawn, block=options.block, plain=options.plain))
+    wish = Wish(options.block, options.head, options.plain)
+    given, seed = dict(options.set), options.seed
+    if options.output is None:
+        print(show(attention, sizes, given, wish, seed=seed))
+    else:
+        draw_file(options.output, attention, sizes, given, wish, seed=seed)
+        print(f"drew {options.output}", file=sys.stderr)
     return FINE
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from attndsl.report.difference import compare_files
+    from attndsl.report.verdict import describe
+
+    sizes = {name: getattr(options, option) for name, option in SIZE_OPTIONS.items()}
+    found = compare_files(
+        (options.a, options.b),
+        dict(options.const),
+        {name: size for name, size in sizes.items() if size is not None},
+        [{**dict(options.set), **dict(own)} for own in (options.set_a, options.set_b)],
+        use_defaults=options.defaults,
+        tries=options.tries,
+        seed=options.seed,
+    )
+    print(describe(found))
+    return {True: FINE, False: WRONG, None: OPEN}[found.are_equal]
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -36,6 +36,10 @@ CODES: dict[str, str] = {
     "W201": "lookup may fall outside its tensor",
     "W202": "mask is never true",
     "W203": "parameter has no effect",
+    "W204": "part of the mask has no effect",
+    # asked for by `check --causal`
+    "E201": "a query reads a later key",
+    "W205": "not proved to be causal",
 }
 
 

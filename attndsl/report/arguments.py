@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from attndsl.ir.text import roots
 from attndsl.runtime.dims import compute_dim
 
 Number = bool | int | float
+MOST_ENTRIES = 1 << 30  # of a random tensor
 Parameter = torch.Tensor | bool | int | float
 
 
@@ -59,12 +61,15 @@ def random_parameters(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    only: frozenset[str] | None = None,
 ) -> dict[str, Parameter]:
     """A value for every parameter: what is given, else the default, else something plausible.
 
     Float tensors are normal, bool tensors mostly true, int tensors 0 to 3 and sorted along
     their last dimension. A dimension that a tensor binds is as long as the axis that indexes
-    it, or as `given` says. Raises ArgumentError for a name that is no scalar and no such dimension.
+    it, or as `given` says. Tensors outside `only` are left out, where it is given. Raises
+    ArgumentError for a name that is no scalar and no such dimension, and for a tensor of more than
+    MOST_ENTRIES entries.
     """
     given = given or {}
     settable = {s.name for s in program.scalars} | set(program.bound_dims)
@@ -80,9 +85,13 @@ def random_parameters(
     random = torch.Generator().manual_seed(seed)
     drawn: dict[str, Parameter] = dict(scalars)
     for tensor in program.tensors:
+        if only is not None and tensor.name not in only:
+            continue
         shape = [compute_dim(dim, lengths, scalars) for dim in tensor.dims]
         if min(shape, default=0) < 0:
             raise ArgumentError(f"`{tensor.name}` would have the shape {shape}")
+        if math.prod(shape) > MOST_ENTRIES:
+            raise ArgumentError(f"`{tensor.name}` would have {math.prod(shape):,} entries: {shape}")
         drawn[tensor.name] = draw(tensor, shape, random, dtype).to(device)
     return drawn
 

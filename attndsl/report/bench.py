@@ -3,64 +3,24 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from attndsl.report.measurement import REPEATS, Report, milliseconds, summary
+from attndsl.report.preparation import masks
 from attndsl.report.progress import progress
-from attndsl.report.table import table
 
-REPEATS = 7
 AGREES = 1e-4  # largest difference, of float32 results of about 1
 WINDOW = """
 attention window_causal(window: int = 512):
     mask 0 <= q - k < window
 """
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a suite found: rows under titles, and what the reader should know."""
-
-    suite: str
-    about: str
-    titles: tuple[str, ...]
-    rows: tuple[tuple[object, ...], ...]
-    notes: tuple[str, ...] = ()
-    passed: bool = True
-
-    @property
-    def text(self) -> str:
-        notes = "".join(f"\n{note}" for note in self.notes)
-        return f"{self.suite}: {self.about}\n\n{table(self.titles, self.rows)}\n{notes}".rstrip()
-
-    @property
-    def record(self) -> dict[str, object]:
-        rows = [dict(zip(self.titles, row, strict=True)) for row in self.rows]
-        return {"suite": self.suite, "about": self.about, "passed": self.passed, "rows": rows}
-
-
-def milliseconds(call: Callable[[], object], repeats: int = REPEATS) -> list[float]:
-    """Times of several calls after one that does not count."""
-    call()
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        call()
-        times.append((time.perf_counter() - begin) * 1e3)
-    return times
-
-
-def summary(times: Sequence[float]) -> tuple[float, float]:
-    """The median and the spread (largest minus smallest)."""
-    return statistics.median(times), max(times) - min(times)
 
 
 # -- cpu ------------------------------------------------------------------------------------
@@ -181,7 +141,7 @@ def example_files() -> list[Path]:
     return sorted(beside.glob("*.attn"))
 
 
-SUITES: dict[str, Callable[[], Report]] = {"cpu": cpu, "startup": startup}
+SUITES: dict[str, Callable[[], Report]] = {"cpu": cpu, "masks": masks, "startup": startup}
 
 
 def measure(suite: str) -> Report:

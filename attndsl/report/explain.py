@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+import textwrap
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
-from attndsl.analysis.facts import EVERYTHING_HIGH, EVERYTHING_LOW
-from attndsl.ir.nodes import SCORE, Node, constant, find, is_const, make
+from attndsl.analysis.grids import coordinated
+from attndsl.diagnostics import Diagnostic
+from attndsl.ir.nodes import SCORE, Node, find, is_const
 from attndsl.ir.program import Program, Scalar
-from attndsl.plan.kernel_plan import Config, KernelPlan, Request, Segment
-from attndsl.plan.planner import plan as make_plan
+from attndsl.plan.kernel_plan import Config, KernelPlan, Request
+from attndsl.report.boxes import box_example
+from attndsl.report.cost import preparation_lines
 from attndsl.report.formulas import formula
+from attndsl.report.orders import order_lines, plan_of_call
+from attndsl.report.ranges import box_lines, loss_lines, proof_lines, range_lines
 from attndsl.report.requests import request_for, target_here
-from attndsl.report.table import figure, table
-from attndsl.report.visits import Visits, ranges_of, table_of_tiles, visits_of
+from attndsl.report.table import figure, share, table
+from attndsl.report.visits import Visits, table_of_tiles, visits_of
 from attndsl.runtime import views
 from attndsl.runtime.arguments import slots_of
 from attndsl.runtime.dims import write_type
+from attndsl.runtime.segments import reach_of
 from attndsl.runtime.views import View
 
 if TYPE_CHECKING:
     from attndsl.runtime.attention import Attention
 
 USUAL_WIDTH = 64  # of a head, where nothing says it
-LONGEST_FORMULA = 160  # characters
+LONGEST_LINE = 120  # characters
+LONGEST_TEXT = 400
+LABEL = re.compile(r" *(?P<name>\S+ {2,})?")  # what stands before a line's text
 
 # Where the gradient of a learned tensor is summed, by how the indices of its lookup vary.
 LEVELS = {
@@ -74,26 +83,61 @@ def gives_width(program: Program, given: Mapping[str, object]) -> bool:
     return any(dim.op == "size" and dim.name == "D" for dim in dims)
 
 
+@torch.no_grad()
 def describe(program: Program, seen: View, request: Request) -> str:
     """The whole report for the sizes and parameters of a view."""
     from attndsl.analysis.warnings import warnings_of
 
-    plan = make_plan(program, request)
+    plan, order = plan_of_call(program, request, seen)
+    found = list(visits_of(plan, seen))
     sections = [
         ("", program_lines(plan)),
-        ("ranges, of a tile of queries q_lo .. q_hi or of keys k_lo .. k_hi", range_lines(plan)),
-        (f"tiles {call_text(program, seen)}", tile_lines(plan, seen)),
+        needed_section(plan, seen),
+        ("proved", proof_lines(plan)),
+        ("order", order_lines(plan, seen, order)),
+        ("how tiles are found", strategy_lines(plan, seen)),
+        (f"tiles {call_text(program, seen)}", tile_lines(plan, seen, found)),
+        ("what costs a better answer", cost_lines(plan, found)),
         (f"kernels for {request.target}, {request.dtype}", kernel_lines(plan)),
         ("gradients", gradient_lines(plan)),
-        ("not known before it runs", list(unknowns(plan))),
-        ("warnings", [f"line {w.line}: {w.message}" for w in warnings_of(program)]),
+        ("warnings", warning_lines(warnings_of(program))),
     ]
     parts = []
     for title, lines in sections:
         if lines:
-            head = [title] if title else []
-            parts.append("\n".join(head + [f"  {line}" if title else line for line in lines]))
+            head = [wrapped(title)] if title else []
+            rows = [wrapped(f"  {line}" if title else line) for line in lines]
+            parts.append("\n".join(head + rows))
     return "\n\n".join(parts)
+
+
+def needed_section(plan: KernelPlan, seen: View) -> tuple[str, list[str]]:
+    """What a tile of one axis needs of the other."""
+    if plan.grid is None:
+        title = "needed by a tile of queries q_lo .. q_hi, of keys k_lo .. k_hi"
+        return title, range_lines(plan, seen)
+    ends = [f"{axis}_lo .. {axis}_hi" for axis in plan.grid.axes]
+    queries, keys = (
+        ", ".join(f"{p}_{end.replace(' .. ', f' .. {p}_')}" for end in ends) for p in "qk"
+    )
+    return f"boxes of queries {queries} and of keys {keys}", box_lines(plan, seen)
+
+
+def wrapped(line: str) -> str:
+    """A long line on several, indented to where its text begins."""
+    if len(line) <= LONGEST_LINE:
+        return line
+    label = LABEL.match(line)
+    assert label is not None
+    indent = " " * (label.end() if label["name"] else label.end() + 2)
+    rows = textwrap.wrap(
+        line, LONGEST_LINE, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(rows)
+
+
+def warning_lines(warnings: Iterable[Diagnostic]) -> list[str]:
+    return list(dict.fromkeys(f"line {w.line}: {w.message}" for w in warnings))
 
 
 # -- the program ----------------------------------------------------------------------------
@@ -106,14 +150,23 @@ def program_lines(plan: KernelPlan) -> list[str]:
         rows.append(program.doc.strip().splitlines()[0])
     rows.append("")
     if not is_const(program.mask, True):
-        rows.append(f"mask     {formula(program.mask)}")
-        rows.append(f"         {varies_text(program.mask)}")
+        rows.append(f"mask     {cut(formula(in_coordinates(program)))}")
     if program.score is not SCORE:
-        rows.append(f"score    {formula(program.score)}")
+        rows.append(f"score    {cut(formula(program.score))}")
     rows.append(f"weights  {weights_text(program)}")
     if program.output is not None:
         rows.append(f"output   {formula(program.output)}")
     return rows
+
+
+def in_coordinates(program: Program) -> Node:
+    """The mask, with coordinates of the grid by their names."""
+    return program.mask if program.grid is None else coordinated(program.grid, program.mask)
+
+
+def cut(text: str) -> str:
+    """The beginning of a text that fills a page."""
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} …"
 
 
 def signature(program: Program) -> str:
@@ -129,14 +182,6 @@ def signature(program: Program) -> str:
     return f"{program.name}({', '.join(shown)})"
 
 
-def varies_text(mask: Node) -> str:
-    names = [name for name in ("b", "h") if name in mask.varies]
-    if not names:
-        return "the same for every batch and head"
-    what = " and ".join({"b": "batch", "h": "head"}[name] for name in names)
-    return f"differs by {what}"
-
-
 def weights_text(program: Program) -> str:
     weights = program.weights
     if weights.form == "softmax":
@@ -144,64 +189,6 @@ def weights_text(program: Program) -> str:
     assert weights.value is not None
     text = formula(weights.value)
     return f"normalize({text})" if weights.form == "normalize" else text
-
-
-# -- ranges ---------------------------------------------------------------------------------
-
-
-def range_lines(plan: KernelPlan) -> list[str]:
-    """The segments as formulas in the user's names; those that fill a page are only named."""
-    rows = []
-    for what, segments, tile in (("keys", plan.keys, "q"), ("queries", plan.queries, "k")):
-        names = {"lo": f"{tile}_lo", "hi": f"{tile}_hi"}
-        if not segments:
-            rows.append(f"{what:<8} none: the mask is never true")
-        for segment in segments:
-            rows += end_lines(what, segment.lo, segment.hi, names)
-            if not never_full(segment):
-                rows += end_lines("   full", segment.full_lo, segment.full_hi, names)
-    return rows
-
-
-def end_lines(what: str, start: Node, end: Node, names: Mapping[str, str]) -> list[str]:
-    """`what from ... to ...`, on two lines; one line where it takes more than a person reads."""
-    low, high = unlimited(formula(start, names)), unlimited(formula(less_one(end), names))
-    if max(len(low), len(high)) > LONGEST_FORMULA:
-        return [f"{what:<8} by cases: `attndsl emit --stage plan` has them; an example is below"]
-    low, high = {"-inf": "the first"}.get(low, low), {"inf": "the last"}.get(high, high)
-    return [f"{what:<8} from {low}", f"{'':<8} to   {high}"]
-
-
-def less_one(node: Node) -> Node:
-    """An exclusive end as the last position in it: `q_hi` for `q_hi + 1`."""
-    if is_const(node):
-        return constant(int(node.value) - 1)
-    if node.op in ("add", "sub") and is_const(node.args[1]):
-        change = int(node.args[1].value) - (1 if node.op == "add" else -1)
-        return make(node.op, node.args[0], constant(change)) if change else node.args[0]
-    if node.op in ("min", "max"):
-        return make(node.op, *(less_one(arg) for arg in node.args))
-    if node.op == "where":
-        condition, *branches = node.args
-        return make("where", condition, *(less_one(branch) for branch in branches))
-    return make("sub", node, constant(1))
-
-
-def unlimited(text: str) -> str:
-    """A formula with the analysis' own limits read as what they stand for."""
-    for limit in (EVERYTHING_LOW - 1, EVERYTHING_LOW):
-        text = text.replace(str(limit), "-inf")
-    for limit in (EVERYTHING_HIGH, EVERYTHING_HIGH - 1):
-        text = text.replace(str(limit), "inf")
-    return text
-
-
-def never_full(segment: Segment) -> bool:
-    """Whether the inner part is empty whatever the tile."""
-    if segment.full_lo is segment.full_hi:
-        return True
-    both = (segment.full_lo, segment.full_hi)
-    return all(is_const(end) for end in both) and both[0].value >= both[1].value
 
 
 # -- the call -------------------------------------------------------------------------------
@@ -213,48 +200,132 @@ def call_text(program: Program, seen: View) -> str:
     for name, offset in (("q_offset", seen.q_offset), ("k_offset", seen.k_offset)):
         if isinstance(offset, torch.Tensor) or offset:
             shown.append(f"{name} = {'int[B]' if isinstance(offset, torch.Tensor) else offset}")
+    if seen.k_len is not None:
+        shown.append("k_len = int[B]")
     shown += [
         f"{s.name} = {seen.scalars[s.name]}" for s in program.scalars if s.name in seen.scalars
     ]
     return "for " + ", ".join(shown)
 
 
-def tile_lines(plan: KernelPlan, seen: View) -> list[str]:
+def tile_lines(plan: KernelPlan, seen: View, found: list[Visits]) -> list[str]:
     """Tiles visited, needed and in all for each kernel, and the work in them."""
-    found = list(visits_of(plan, seen))
     work = [f"{visits.kernel}: {work_text(plan, visits)}" for visits in found]
-    return [*table_of_tiles(found).splitlines(), *example_lines(plan, seen), *work]
+    return [
+        *table_of_tiles(found).splitlines(),
+        *notes(found),
+        *example_lines(plan, seen, found[0]),
+        *work,
+    ]
 
 
-def example_lines(plan: KernelPlan, seen: View) -> list[str]:
-    """The ranges of the middle tile of queries in numbers, for the first batch and head."""
-    block = (plan.forward.block_m, plan.forward.block_n)
-    ranges = ranges_of(plan, seen, block, by_keys=False)
-    if not ranges or not seen.sizes["Nq"] or isinstance(seen.q_offset, torch.Tensor):
+def notes(found: list[Visits]) -> list[str]:
+    """How figures were found that were not counted."""
+    if not all(visits.is_counted for visits in found):
+        return ["~ is an estimate, from some rows of tiles drawn at random"]
+    if not all(visits.are_needed_known and visits.are_pairs_known for visits in found):
+        return [
+            "~ is an estimate: of the tiles that are not full, some were looked at pair by pair"
+        ]
+    return []
+
+
+def example_lines(plan: KernelPlan, seen: View, forward: Visits) -> list[str]:
+    """What the middle tile of queries reaches in numbers, for the first batch and head."""
+    if plan.grid is not None:
+        return box_example(plan, seen, forward.block)
+    block, rows = forward.block[0], seen.sizes["Nq"]
+    if (
+        not rows
+        or isinstance(seen.q_offset, torch.Tensor)
+        or isinstance(seen.k_offset, torch.Tensor)
+    ):
         return []
-    tile = ranges[0].lo.shape[2] // 2
-    begin = tile * block[0]
-    end = min(begin + block[0], seen.sizes["Nq"]) - 1
-    parts = []
-    for part in ranges:
-        low, high = (int(x[0, 0, tile]) for x in (part.lo, part.hi))
-        full_low, full_high = (int(x[0, 0, tile]) for x in (part.full_lo, part.full_hi))
-        if low < high:
-            full = f" ({full_low} .. {full_high - 1} in full)" if full_low < full_high else ""
-            parts.append(f"{low} .. {high - 1}{full}")
-    return [f"for example rows {begin} .. {end} visit columns {' and '.join(parts) or 'none'}"]
+    begin = -(-rows // block) // 2 * block
+    end = min(begin + block, rows) - 1
+    ends = [torch.tensor([row + seen.q_offset], device=seen.device) for row in (begin, end)]
+    nought = torch.zeros_like(ends[0])
+    reach = reach_of(plan.keys, seen, ends[0], ends[1], (nought, nought))
+    columns = torch.tensor(seen.sizes["Nk"], device=seen.device)
+    reach = reach.moved(torch.tensor(seen.k_offset, device=seen.device), columns)
+    outer, full = (
+        [
+            f"{lo} .. {hi - 1}"
+            for lo, hi in zip(x.lo[:, 0].tolist(), x.hi[:, 0].tolist(), strict=True)
+            if lo < hi
+        ]
+        for x in (reach.outer, reach.full)
+    )
+    shown = " and ".join(outer) or "none"
+    whole = f" (in full {' and '.join(full)})" if full else ""
+    what = "reach" if plan.strategy == "ranges" else "reach at most"
+    return [f"for example rows {begin} .. {end} {what} columns {shown}{whole}"]
 
 
 def work_text(plan: KernelPlan, visits: Visits) -> str:
-    """Pairs computed and floating-point operations of the matrix products."""
+    """Pairs computed and needed, and floating-point operations of the matrix products."""
     width, value_width = plan.request.head_dim, plan.request.value_dim
     products = {
         "forward": width + value_width,
+        "backward": 3 * width + 2 * value_width,
         "backward_dq": 2 * width + value_width,
         "backward_dkv": 2 * width + 2 * value_width,
     }[visits.kernel]
-    pairs = visits.computed_pairs
-    return f"{figure(pairs, 'pairs')} computed, {figure(2 * products * pairs, 'FLOP')}"
+    pairs, sign = visits.computed_pairs, "" if visits.are_pairs_known else "~"
+    part = f"{sign}{figure(visits.needed_pairs, 'pairs')} ({share(visits.needed_pairs, pairs)})"
+    work = figure(2 * products * pairs, "FLOP")
+    return f"{figure(pairs, 'pairs')} computed, {part} take part, {work}"
+
+
+# -- how tiles are found ------------------------------------------------------------------------
+
+
+def strategy_lines(plan: KernelPlan, seen: View) -> list[str]:
+    """The strategy, why, and what is prepared."""
+    if is_const(plan.program.mask, True):
+        return ["there is no mask: every tile is visited, and nothing is prepared"]
+    if plan.strategy == "ranges":
+        where = "in the kernels" if plan.request.backend == "triton" else "per block of queries"
+        return [f"ranges: the formulas above are computed {where}; nothing is prepared"]
+    what = [f"`{formula(node)}`" for node in dict.fromkeys(data_of(plan))]
+    reason = "the ranges are not all that is known of a tile"
+    if plan.grid is not None:
+        reason = "the positions of a box are no range"
+    if what:
+        is_many = len(what) > 1
+        reason = f"{', '.join(what)} {'are' if is_many else 'is'} data, summarised per block"
+    tiles = "tiles inside the ranges" if plan.grid is None else "boxes"
+    how = f"{tiles} are classified and listed on the device, by another kernel"
+    if plan.request.backend == "torch":
+        how = f"{tiles} are classified" + (", wide ones first" if plan.grid is None else "")
+    return [f"lists: {reason};", how, *preparation_lines(plan, seen)]
+
+
+def data_of(plan: KernelPlan) -> list[Node]:
+    """The lookups that the summaries read."""
+    return [
+        node
+        for summary in plan.summaries
+        for node in find(summary.node, "lookup")
+        if node.varies & {"q", "k"}
+    ]
+
+
+def cost_lines(plan: KernelPlan, found: list[Visits]) -> list[str]:
+    """What of the mask keeps ranges from being tight, by line, and what is visited in vain."""
+    rows = loss_lines(plan)
+    if not rows and plan.grid is None:
+        return []
+    wasted = [
+        f"{visits.kernel} {visits.visited / visits.needed:.3g}"
+        for visits in found
+        if visits.needed and visits.visited > visits.needed
+    ]
+    if wasted:
+        rows.append(f"tiles visited for each that is needed: {', '.join(wasted)}")
+    elif rows and all(visits.are_needed_known for visits in found):
+        rows.append("here it costs nothing: every tile that is visited is needed")
+    return rows
 
 
 # -- kernels and gradients ------------------------------------------------------------------
@@ -266,8 +337,8 @@ def kernel_lines(plan: KernelPlan) -> list[str]:
         return [
             "PyTorch, in blocks of queries and keys: memory grows with the length, not its square"
         ]
-    by_query = f"a program a tile of queries, {loop_text(plan.keys, 'keys')}"
-    by_key = f"a program a tile of keys, {loop_text(plan.queries, 'queries')}"
+    by_query = f"a program a tile of queries, {loop_text(plan, 'keys')}"
+    by_key = f"a program a tile of keys, {loop_text(plan, 'queries')}"
     kernels: list[tuple[str, Config, str]] = [("forward", plan.forward, by_query)]
     kernels.append(("backward_dq", plan.backward_dq, by_query))
     kernels.append(("backward_dkv", plan.backward_dkv, by_key))
@@ -280,6 +351,8 @@ def kernel_lines(plan: KernelPlan) -> list[str]:
     lines = table(["kernel", "tile", "warps", "stages", ""], rows).splitlines()
     if plan.form != "elementwise":
         lines.append("backward_delta runs before the backward kernels, once over the result")
+    if plan.strategy == "lists":
+        lines.append("classify_rows runs before kernels over keys, classify_columns before others")
     for what, chunks in (("D", plan.query_chunks), ("Dv", plan.value_chunks)):
         if len(chunks) > 1:
             parts = " + ".join(str(chunk.width) for chunk in chunks)
@@ -296,12 +369,13 @@ def has_tables(plan: KernelPlan) -> bool:
     return bool(pairs) and plan.request.backend == "triton"
 
 
-def loop_text(segments: tuple[Segment, ...], what: str) -> str:
+def loop_text(plan: KernelPlan, what: str) -> str:
+    segments = plan.keys if what == "keys" else plan.queries
     if not segments:
         return f"no {what} at all"
-    if len(segments) == 1:
-        return f"one loop over its range of {what}"
-    return f"{len(segments)} ranges of {what}"
+    if plan.strategy == "lists":
+        return f"over its list of tiles of {what}"
+    return f"over its {'range' if len(segments) == 1 else f'{len(segments)} ranges'} of {what}"
 
 
 def gradient_lines(plan: KernelPlan) -> list[str]:
@@ -318,28 +392,3 @@ def gradient_lines(plan: KernelPlan) -> list[str]:
         if name in plan.request.grads:
             rows.append(f"{name:<17} {'; '.join(dict.fromkeys(ways))}")
     return rows
-
-
-# -- what is not known ----------------------------------------------------------------------
-
-
-def unknowns(plan: KernelPlan) -> Iterator[str]:
-    """What of the mask depends on data, by line, and what that costs."""
-    program = plan.program
-    for lookup in find(program.mask, "lookup", "chosen"):
-        if not lookup.varies & {"q", "k"}:
-            continue
-        yield f"{line_of(program, lookup)}`{formula(lookup)}` is data: {consequence(plan)}"
-
-
-def consequence(plan: KernelPlan) -> str:
-    if all(never_full(segment) for segment in plan.keys):
-        return "every tile in the ranges evaluates the mask"
-    return "tiles that are not full without it evaluate the mask"
-
-
-def line_of(program: Program, node: Node) -> str:
-    spans = program.origins.get(node, ())
-    if not spans:
-        return ""
-    return f"line {spans[0].source.position(spans[0].start)[0]}: "

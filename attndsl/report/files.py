@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attndsl.diagnostics import ArgumentError, Diagnostic, ProgramError
 from attndsl.source import Source, Span
 
 if TYPE_CHECKING:
+    from attndsl.ir.program import Program
     from attndsl.runtime.attention import Attention
 
 STDIN = "<stdin>"
@@ -29,17 +31,54 @@ def read(file: str) -> Source:
         raise ProgramError([Diagnostic("E001", message, Span(Source(STDIN, ""), 0, 0))]) from error
 
 
-def check_file(file: str, consts: Mapping[str, bool | int | float]) -> list[Diagnostic]:
-    """Everything that is wrong with the attentions of a file, warnings included."""
+def check_file(
+    file: str, consts: Mapping[str, bool | int | float], *, causal: bool = False
+) -> list[Diagnostic]:
+    """Everything that is wrong with the attentions of a file, warnings included; where `causal` is
+    wanted, also whether a query may read a later key."""
     from attndsl.analysis.warnings import warnings_of
     from attndsl.semantics import check_all
     from attndsl.transform.simplify import simplify
 
     try:
-        programs = check_all(read(file), consts)
+        source = read(file)
+        programs = [simplify(program) for program in check_all(source, consts)]
     except ProgramError as error:
         return list(error.diagnostics)
-    return [warning for program in programs for warning in warnings_of(simplify(program))]
+    found = [warning for program in programs for warning in warnings_of(program)]
+    if causal:
+        from attndsl.report.future import check_causal
+
+        found += [d for program in programs if (d := check_causal(program, source)) is not None]
+    return found
+
+
+def parted(word: str) -> tuple[str, str | None]:
+    """A file and which attention of it: `FILE`, or `FILE:NAME`.
+
+    >>> parted("masks.attn:window"), parted("masks.attn"), parted("-")
+    (('masks.attn', 'window'), ('masks.attn', None), ('-', None))
+    """
+    file, colon, name = word.rpartition(":")
+    return (
+        (file, name) if colon and name.isidentifier() and not Path(word).exists() else (word, None)
+    )
+
+
+def load_program(word: str, consts: Mapping[str, bool | int | float]) -> Program:
+    """The simplified program of FILE or FILE:NAME; consts that it does not declare are left out."""
+    from attndsl.semantics import analyse
+    from attndsl.syntax.ast import Attention as Tree
+    from attndsl.syntax.parser import parse
+    from attndsl.transform.simplify import simplify
+
+    file, name = parted(word)
+    source = read(file)
+    trees = [item for item in parse(source).items if isinstance(item, Tree)]
+    meant = [tree for tree in trees if name in (None, tree.name.name)]
+    declared = {parameter.name.name for tree in meant for parameter in tree.parameters}
+    known = {name: value for name, value in consts.items() if name in declared}
+    return simplify(analyse(source, name, known))
 
 
 def load(

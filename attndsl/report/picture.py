@@ -1,21 +1,37 @@
-"""Draws a mask and its tiles in the terminal."""
+"""Draws a mask and its tiles in the terminal, or as an image."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from attndsl.report.arguments import Parameter, Sizes
+from attndsl.diagnostics import ArgumentError
+from attndsl.ir.nodes import find
+from attndsl.report.arguments import Number, Parameter, Sizes
+from attndsl.report.cells import (
+    MOST_TILES,
+    Cells,
+    Wish,
+    cells_of,
+    chosen_head,
+    fitting,
+    how_many,
+    parameters_of,
+    tiles_of,
+    view_of,
+)
+from attndsl.report.image import Labels, png, sheet_of, svg
 from attndsl.report.table import share
+from attndsl.runtime.views import EMPTY, FULL, PARTIAL
 
 if TYPE_CHECKING:
     from attndsl.runtime.attention import Attention
 
-EMPTY, PARTIAL, FULL = 0, 1, 2
 BLOCKS = ("··", "▒▒", "██")
 ASCII = (" .", " +", " #")
 MOST_ROWS = 48
@@ -25,23 +41,28 @@ MOST_PICTURES = 4
 def show(
     attention: Attention,
     sizes: Sizes,
-    parameters: Mapping[str, Parameter],
+    given: Mapping[str, Number],
+    wish: Wish,
     *,
-    block: int | None = None,
-    plain: bool = False,
+    seed: int = 0,
 ) -> str:
-    """The mask as a picture: queries downwards, keys to the right, a cell for each tile.
+    """The mask as a picture for a terminal: queries downwards, keys to the right, a cell for each
+    tile.
 
-    A tile is as small as the terminal allows, or `block` x `block`; where even those are too many,
-    a cell stands for several. Heads and batches get a picture each where they differ.
+    A tile is as small as the terminal allows, or as large as wished for; where even those are too
+    many, a cell stands for several. Heads and batches get a picture each where they differ. What
+    the mask reads and is not `given` has its default, or is random.
     """
     width = max(8, (shutil.get_terminal_size().columns - 12) // 2)
     cell = max(-(-sizes.nq // MOST_ROWS), -(-sizes.nk // width), 1)
-    size = block or cell
-    given: dict[str, Any] = {**sizes.keywords, **parameters}
-    tiles = attention.tiles(block=(size, size), **given)
+    size = wish.block or cell
+    if -(-sizes.nq // size) * -(-sizes.nk // size) > MOST_TILES:
+        size = fitting(cell, size)
+    parameters = parameters_of(attention, sizes, given, seed)
+    seen = view_of(attention.program, sizes, parameters)
+    tiles = chosen_head(tiles_of(attention.program, seen, (size, size)), sizes, wish)
     shown = merge(tiles, max(1, -(-cell // size)))
-    symbols = ASCII if plain else BLOCKS
+    symbols = ASCII if wish.plain else BLOCKS
     parts = [
         f"{attention.program.name}: {sizes.nq} queries (down) by {sizes.nk} keys (right), "
         f"a cell is {describe_cell(tiles, shown, size)}"
@@ -57,6 +78,59 @@ def show(
     if len(pictures) > MOST_PICTURES:
         parts += ["", f"and {len(pictures) - MOST_PICTURES} more"]
     return "\n".join([*parts, "", legend(tiles, size, symbols)])
+
+
+def draw_file(
+    path: str,
+    attention: Attention,
+    sizes: Sizes,
+    given: Mapping[str, Number],
+    wish: Wish,
+    *,
+    seed: int = 0,
+) -> None:
+    """Writes the mask and its tiles as an image: a pixel or more for each pair where the mask is
+    small, else for a cell of many, which is drawn from what is known of it as a tile.
+
+    path  ends in .png or .svg; ArgumentError where it does not
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".png", ".svg"):
+        raise ArgumentError(f"{path}: an image ends in .png or .svg")
+    pixels = extent_of(sizes, how_many(attention, sizes, wish))
+    parameters = parameters_of(attention, sizes, given, seed)
+    cells = cells_of(attention, sizes, parameters, wish, pixels)
+    sheet = sheet_of(cells, labels_of(attention, sizes, parameters, cells), pixels)
+    data = png(sheet) if suffix == ".png" else svg(sheet).encode()
+    Path(path).write_bytes(data)
+
+
+def extent_of(sizes: Sizes, panels: int) -> tuple[int, int]:
+    """How high and wide a panel is, in pixels; a short side keeps an eighth of the long one."""
+    side = 768 if panels == 1 else 512 if panels <= 4 else 320
+    longest = max(sizes.nq, sizes.nk, 1)
+    high, wide = (max(side // 8, side * n // longest) for n in (sizes.nq, sizes.nk))
+    return high, wide
+
+
+def labels_of(
+    attention: Attention, sizes: Sizes, parameters: Mapping[str, Parameter], cells: Cells
+) -> Labels:
+    scalars = [f"{n} = {v}" for n, v in parameters.items() if not isinstance(v, Tensor)]
+    read = {node.name for node in find(attention.program.mask, "scalar")}
+    scalars = [word for word in scalars if word.split(" ", 1)[0] in read]
+    tile, dot = (f"{high} x {wide}" for high, wide in (cells.block, cells.cell))
+    what = f"{sizes.nq} queries, {sizes.nk} keys, "
+    if cells.block == cells.cell:
+        what += f"a dot is a tile of {tile}"
+    else:
+        what += f"tiles of {tile}, " + ("a dot is a pair" if dot == "1 x 1" else f"dots of {dot}")
+    return Labels(
+        ", ".join([attention.program.name, *scalars]),
+        what,
+        (sizes.nq, sizes.nk),
+        (sizes.q_offset, sizes.k_offset),
+    )
 
 
 def describe_cell(tiles: Tensor, shown: Tensor, size: int) -> str:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+class About(int):
+    """A figure that is an estimate: it is written with a ~."""
+
+
 def table(titles: Sequence[str], rows: Sequence[Sequence[object]], indent: str = "") -> str:
     """Aligned columns: text to the left, everything else to the right.
 
@@ -29,6 +33,8 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[object]], indent: str =
 def _cell(value: object) -> str:
     if value is None:
         return "-"
+    if isinstance(value, About):
+        return f"~{int(value):,}"
     if isinstance(value, float):
         return f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)

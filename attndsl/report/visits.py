@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from attndsl.ir.program import Program
-from attndsl.plan.kernel_plan import KernelPlan
-from attndsl.reference import evaluate
-from attndsl.report.table import share, table
-from attndsl.runtime import views
+from attndsl.ir import text as ir_text
+from attndsl.plan.kernel_plan import KernelPlan, Request
+from attndsl.report.boxes import entries_per_box, loop_over_boxes
+from attndsl.report.lists import base_blocks, loop_over_lists
+from attndsl.report.loops import (
+    Axes,
+    Lanes,
+    Loops,
+    axes_of,
+    lanes_of,
+    loop_over_ranges,
+    reach_of_lanes,
+)
+from attndsl.report.needed import Needed, needed_of
+from attndsl.report.orders import TORCH_TILE
+from attndsl.report.table import About, share, table
+from attndsl.runtime import cache
+from attndsl.runtime.blocks import Blocks
 from attndsl.runtime.views import View
 
-MOST_PAIRS = 1 << 26  # of a mask that is enumerated to count the tiles that are really needed
+MOST_SPANS = 1 << 14  # blocks of queries whose spans a PyTorch module is asked for
+MOST_MARKS = 1 << 24  # tiles of them
 
 
 @dataclass(frozen=True)
@@ -24,158 +40,224 @@ class Visits:
 
     visited    tiles that its loops run over
     full       those of them that are proved to keep every pair: their mask is not evaluated
-    needed     tiles with a pair that takes part; None where the mask is too large to enumerate
+    needed     tiles with a pair that takes part
     total      all tiles
+    computed_pairs, needed_pairs   pairs that the matrix products compute; that take part
+    is_counted          whether visited and full are counted; else estimated from some rows of tiles
+    are_needed_known, are_pairs_known   the same of the tiles and pairs that are needed
     """
 
     kernel: str
     block: tuple[int, int]
     visited: int
     full: int
-    needed: int | None
+    needed: int
     total: int
-
-    @property
-    def computed_pairs(self) -> int:
-        """Pairs that the matrix products compute."""
-        return self.visited * self.block[0] * self.block[1]
-
-
-@dataclass(frozen=True)
-class Range:
-    """What a loop makes of one segment, for every tile of the other axis: [B or 1, H or 1, tiles].
-
-    lo, hi, full_lo, full_hi   rows of the axis that is looped over
-    first, last, full_first, full_last   tiles of it; those of an earlier range are left out
-    """
-
-    lo: Tensor
-    hi: Tensor
-    full_lo: Tensor
-    full_hi: Tensor
-    first: Tensor
-    last: Tensor
-    full_first: Tensor
-    full_last: Tensor
+    computed_pairs: int
+    needed_pairs: int
+    is_counted: bool
+    are_needed_known: bool
+    are_pairs_known: bool
 
 
-def visits_of(plan: KernelPlan, seen: View) -> Iterator[Visits]:
-    """The visits of forward, backward_dq and backward_dkv for the sizes of a view."""
-    needed = needed_counter(plan.program, seen)
-    for kernel, config in (
-        ("forward", plan.forward),
-        ("backward_dq", plan.backward_dq),
-        ("backward_dkv", plan.backward_dkv),
-    ):
-        block = (config.block_m, config.block_n)
-        ranges = ranges_of(plan, seen, block, by_keys=kernel == "backward_dkv")
-        rows, columns = (-(-seen.sizes[n] // b) for n, b in zip(("Nq", "Nk"), block, strict=True))
-        yield Visits(
-            kernel,
-            block,
-            visited=sum(int((r.last - r.first).sum()) * repeats(r.last, seen) for r in ranges),
-            full=sum(
-                int((r.full_last - r.full_first).sum()) * repeats(r.last, seen) for r in ranges
-            ),
-            needed=needed(block),
-            total=rows * columns * seen.sizes["B"] * seen.sizes["H"],
-        )
+KERNELS = ("forward", "backward_dq", "backward_dkv")
 
 
-def repeats(value: Tensor, seen: View) -> int:
-    """How many batches and heads each entry of [B or 1, H or 1, ...] stands for."""
-    return (seen.sizes["B"] // max(value.shape[0], 1)) * (seen.sizes["H"] // max(value.shape[1], 1))
-
-
-def ranges_of(
-    plan: KernelPlan, seen: View, block: tuple[int, int], *, by_keys: bool
-) -> list[Range]:
-    """The ranges of keys of every tile of queries (`by_keys`: of queries of every tile of keys), as
-    the kernels compute them."""
-    outer, inner = ("Nk", "Nq") if by_keys else ("Nq", "Nk")
-    outer_block, inner_block = (block[1], block[0]) if by_keys else block
-    offsets = {"Nq": seen.q_offset, "Nk": seen.k_offset}
-    keys = torch.tensor([[[seen.sizes["Nk"]]]], device=seen.device)
-    if seen.k_len is not None:
-        keys = torch.clamp(seen.k_len.to(torch.int64), 0, seen.sizes["Nk"])[:, None, None]
-    start, end = (
-        x[None, None] for x in views.tile_ends(seen.sizes[outer], outer_block, seen.device)
-    )
-    if by_keys:
-        end = torch.minimum(end, keys - 1)
-    values = seen.values
-    shift = views.shift(offsets[outer], seen.device)[:, None]
-    values.leaves["b"] = torch.arange(seen.sizes["B"], device=seen.device)[:, None, None]
-    values.leaves["h"] = torch.arange(seen.sizes["H"], device=seen.device)[:, None]
-    values.leaves["lo"], values.leaves["hi"] = start + shift, end + shift
-    length = torch.tensor(seen.sizes["Nq"], device=seen.device) if by_keys else keys
-    inner_shift = views.shift(offsets[inner], seen.device)[:, None]
-    ends = []
-    for segment in plan.queries if by_keys else plan.keys:
-        found = [
-            torch.minimum(torch.clamp(evaluate(node, values) - inner_shift, min=0), length)
-            for node in (segment.lo, segment.hi, segment.full_lo, segment.full_hi)
-        ]
-        if by_keys:  # keys beyond k_len meet no query
-            found[1] = torch.where(start < keys, found[1], 0)
-        nought = (sum(found, start=start) + end) * 0  # of the shape of them all
-        ends.append([one + nought for one in found])
-    return list(numbered(ends, inner_block))
-
-
-def numbered(ends: list[list[Tensor]], block: int) -> Iterator[Range]:
-    """Segments (lo, hi, full_lo, full_hi), ordered by where they begin, as ranges of tiles of
-    which none overlaps another."""
-    if not ends:
+def visits_of(plan: KernelPlan, seen: View, most_pairs: int | None = None) -> Iterator[Visits]:
+    """The visits of every kernel for the sizes and tables of a view. In PyTorch, forward and
+    backward run over the same blocks. most_pairs as in `needed_of`."""
+    if plan.request.backend == "torch":
+        loops = torch_loops(plan, seen)
+        needed = needed_of_loops(plan, seen, loops, most_pairs)
+        for kernel in ("forward", "backward"):
+            yield counted(kernel, loops, needed, seen)
         return
-    nought = sum((group[0] * 0 for group in ends), start=torch.tensor(0))
-    stacked = [torch.stack([group[at] + nought for group in ends]) for at in range(4)]
-    order = stacked[0].argsort(dim=0, stable=True)
-    lo, hi, full_lo, full_hi = (part.gather(0, order) for part in stacked)
-    covered = torch.zeros_like(lo[0])
-    for at in range(len(ends)):
-        first = torch.maximum(lo[at] // block, covered)
-        last = torch.where(lo[at] < hi[at], -(-hi[at] // block), 0)
-        last = torch.maximum(last, first)
-        full_first = torch.clamp(-(-full_lo[at] // block), first, last)
-        full_last = torch.minimum(torch.maximum(full_hi[at] // block, full_first), last)
-        covered = last
-        yield Range(lo[at], hi[at], full_lo[at], full_hi[at], first, last, full_first, full_last)
+    found: dict[tuple[bool, int, int], tuple[Loops, Needed]] = {}
+    configs = (plan.forward, plan.backward_dq, plan.backward_dkv)
+    base = base_blocks(seen, [(config.block_m, config.block_n) for config in configs])
+    for kernel, config in zip(KERNELS, configs, strict=True):
+        by_keys = kernel == "backward_dkv"
+        key = (by_keys, config.block_m, config.block_n)
+        if key not in found:
+            loops = loops_of(plan, seen, axes_of(plan, seen, key[1:], by_keys), base)
+            found[key] = loops, needed_of_loops(plan, seen, loops, most_pairs)
+        yield counted(kernel, *found[key], seen)
 
 
-def needed_counter(program: Program, seen: View) -> Callable[[tuple[int, int]], int | None]:
-    """A function from a block to the number of tiles with a pair that takes part."""
-    pairs = seen.sizes["Nq"] * seen.sizes["Nk"]
-    for index, size in (("b", "B"), ("h", "H")):
-        pairs *= seen.sizes[size] if index in program.mask.varies else 1
-    if pairs > MOST_PAIRS:
-        return lambda block: None
-    mask = views.mask_pairs(program, seen)
+def loops_of(plan: KernelPlan, seen: View, axes: Axes, base: Blocks) -> Loops:
+    """What the loops of a Triton kernel visit; `base` as in `loop_over_lists`."""
+    if plan.grid is not None:
+        return loop_over_boxes(plan, seen, axes)
+    if plan.strategy == "lists":
+        return loop_over_lists(plan, seen, axes, base)
+    return loop_over_ranges(plan, seen, axes)
 
-    def count(block: tuple[int, int]) -> int:
-        batch, heads, queries, keys = mask.shape
-        rows, columns = -(-queries // block[0]), -(-keys // block[1])
-        padded = mask.new_zeros((batch, heads, rows * block[0], columns * block[1]))
-        padded[:, :, :queries, :keys] = mask
-        parts = padded.view(batch, heads, rows, block[0], columns, block[1])
-        return int(parts.any(5).any(3).sum()) * repeats(mask, seen)
 
-    return count
+def needed_of_loops(plan: KernelPlan, seen: View, loops: Loops, most_pairs: int | None) -> Needed:
+    """What is needed; every tile that is visited, where the segments are as tight as tiles can be
+    and only a sample could be looked at."""
+    needed = needed_of(plan.program.mask, seen, loops, most_pairs)
+    if needed.are_tiles_known or plan.strategy != "ranges" or plan.losses:
+        return needed
+    is_known = not loops.lanes.is_sample
+    return replace(needed, tiles=loops.total(loops.visited), are_tiles_known=is_known)
+
+
+def counted(kernel: str, loops: Loops, needed: Needed, seen: View) -> Visits:
+    axes = loops.axes
+    block = (axes.block, axes.own_block) if axes.by_keys else (axes.own_block, axes.block)
+    visited = loops.total(loops.visited)
+    return Visits(
+        kernel,
+        block,
+        visited=visited,
+        full=loops.total(loops.full),
+        needed=needed.tiles,
+        total=axes.tiles * axes.own_tiles * seen.sizes["B"] * seen.sizes["H"],
+        computed_pairs=loops.computed_pairs,
+        needed_pairs=needed.pairs,
+        is_counted=not (loops.is_estimate or loops.lanes.is_sample),
+        are_needed_known=needed.are_tiles_known,
+        are_pairs_known=needed.are_pairs_known,
+    )
 
 
 def table_of_tiles(found: list[Visits]) -> str:
-    """The visits of several kernels as a table."""
-    rows = [
-        [
-            visits.kernel,
-            f"{visits.block[0]} x {visits.block[1]}",
-            visits.total,
-            share(visits.total - visits.visited, visits.total),
-            visits.visited,
-            visits.full,
-            visits.needed,
-        ]
-        for visits in found
-    ]
+    """The visits of several kernels as a table; ~ stands before an estimate."""
+    rows = []
+    for visits in found:
+        figure = int if visits.is_counted else About
+        needed = int if visits.are_needed_known else About
+        rows.append(
+            [
+                visits.kernel,
+                f"{visits.block[0]} x {visits.block[1]}",
+                visits.total,
+                share(visits.total - visits.visited, visits.total),
+                figure(visits.visited),
+                figure(visits.full),
+                needed(visits.needed),
+            ]
+        )
     titles = ["kernel", "tile", "in all", "skipped", "visited", "of these full", "needed"]
     return table(titles, rows)
+
+
+# -- PyTorch ----------------------------------------------------------------------------------
+
+
+def torch_module(plan: KernelPlan, seen: View) -> types.ModuleType:
+    """The PyTorch module of the plan's program for a call like the view's."""
+    named = zip(plan.program.tensors, plan.request.tensor_dtypes, strict=True)
+    request = Request(
+        head_dim=seen.sizes["D"],
+        value_dim=seen.sizes["D"],
+        per_batch=seen.per_batch,
+        order=plan.request.order,
+        tensor_dtypes=tuple(
+            str(seen.tensors[t.name].dtype).removeprefix("torch.") if t.name in seen.tensors else d
+            for t, d in named
+        ),
+    )
+    return cache.module_of(ir_text.dump(plan.program), plan.program, request)
+
+
+def call_of(plan: KernelPlan, seen: View) -> tuple[object, ...]:
+    """The arguments of `run_spans`: query, key and value have shapes and nothing else, and so have
+    tensors that the mask does not read."""
+    program, sizes = plan.program, seen.sizes
+    nothing = torch.zeros((), device=seen.device)
+    query = nothing.expand(sizes["B"], sizes["H"], sizes["Nq"], sizes["D"])
+    key = nothing.expand(sizes["B"], sizes["Hk"], sizes["Nk"], sizes["D"])
+    tensors = []
+    for tensor in program.tensors:
+        shape = [sizes.get(dim.name, 1) if dim.op == "size" else 1 for dim in tensor.dims]
+        given = seen.tensors.get(tensor.name)
+        tensors.append(nothing.expand(shape) if given is None else given)
+    scalars = tuple(seen.scalars.get(s.name, 0) for s in program.scalars)
+    offsets = (seen.q_offset, seen.k_offset, seen.k_len)
+    return query, key, key, 1.0, *offsets, tuple(tensors), scalars
+
+
+def torch_loops(plan: KernelPlan, seen: View) -> Loops:
+    """What the blocks of a PyTorch module run over, in tiles of their rows and of the columns that
+    it classifies by themselves. Of a long call it is found as the module would find it; with lists
+    that is an estimate."""
+    axes = axes_of(plan, seen, TORCH_TILE, by_keys=False)
+    lanes = lanes_of(plan, seen, axes)
+    if 0 < len(lanes) <= MOST_SPANS and 0 < len(lanes) * axes.tiles <= MOST_MARKS:
+        return loops_of_module(plan, seen, axes, lanes)
+    if plan.grid is not None:
+        return replace(loop_over_boxes(plan, seen, axes), is_estimate=True)
+    if plan.strategy == "lists":
+        loops = loop_over_lists(plan, seen, axes, base_blocks(seen, [TORCH_TILE]))
+        return replace(loops, is_estimate=True)
+    columns = reach_of_lanes(seen, axes, lanes).outer.total
+    return replace(loop_over_ranges(plan, seen, axes), pairs=columns * lanes.extent)
+
+
+def loops_of_module(plan: KernelPlan, seen: View, axes: Axes, lanes: Lanes) -> Loops:
+    """What the module says of each block of queries."""
+    found = torch_module(plan, seen).run_spans(*call_of(plan, seen))
+    lists = {id(spans): spans for _, spans in found}  # parts share them; in the order of the lanes
+    blocks = [span for spans in lists.values() for span in spans]
+    assert len(blocks) == len(lanes)
+    reached, full = (flattened([span[side] for span in blocks], lanes) for side in (0, 1))
+    edges = edges_of(axes).to(lanes.own.device)
+    visited, whole = tiles_touched(reached, edges, lanes), tiles_covered(full, edges, lanes)
+    lane, tile = (visited & ~whole).nonzero(as_tuple=True)
+    columns = torch.zeros_like(lanes.own).index_add_(0, reached.lane, reached.hi - reached.lo)
+    return Loops(
+        axes,
+        lanes,
+        visited.sum(1),
+        (visited & whole).sum(1),
+        lane,
+        tile,
+        torch.ones_like(tile),
+        pairs=columns * lanes.extent,
+        whole=((visited & whole) * (edges[1:] - edges[:-1])).sum(1) * lanes.extent,
+    )
+
+
+class Spans(NamedTuple):
+    """Ranges of columns [lo, hi), and the lane of each: vectors."""
+
+    lane: Tensor
+    lo: Tensor
+    hi: Tensor
+
+
+def flattened(ranges: list[list[tuple[int, int]]], lanes: Lanes) -> Spans:
+    rows = [(lane, lo, hi) for lane, row in enumerate(ranges) for lo, hi in row]
+    table = torch.tensor(rows, dtype=torch.int64, device=lanes.own.device).view(-1, 3)
+    return Spans(*table.T.contiguous())
+
+
+def edges_of(axes: Axes) -> Tensor:
+    """Where the tiles of columns begin and end: int64 [tiles + 1]."""
+    if axes.boxes is not None:
+        return torch.cat((torch.zeros(1, dtype=torch.int64), entries_per_box(axes.boxes).cumsum(0)))
+    return torch.arange(axes.tiles + 1) * axes.block
+
+
+def tiles_touched(spans: Spans, edges: Tensor, lanes: Lanes) -> Tensor:
+    """Which tiles have a column in a span of their lane: bool [lanes, tiles]."""
+    first = torch.searchsorted(edges, spans.lo, right=True) - 1
+    return marked(spans.lane, first, torch.searchsorted(edges, spans.hi), edges, lanes)
+
+
+def tiles_covered(spans: Spans, edges: Tensor, lanes: Lanes) -> Tensor:
+    """Which tiles lie in a span of their lane."""
+    last = torch.searchsorted(edges, spans.hi, right=True) - 1
+    return marked(spans.lane, torch.searchsorted(edges, spans.lo), last, edges, lanes)
+
+
+def marked(lane: Tensor, first: Tensor, last: Tensor, edges: Tensor, lanes: Lanes) -> Tensor:
+    """The tiles first .. last - 1 of lanes: bool [lanes, tiles]."""
+    tiles, there = len(edges) - 1, first < last
+    line = torch.zeros(len(lanes) * tiles + 1, dtype=torch.int32, device=first.device)
+    one = torch.ones_like(first[there], dtype=torch.int32)
+    for end, change in ((first, one), (last, -one)):
+        line.index_add_(0, (lane * tiles + end)[there], change)
+    return (line.cumsum(0)[:-1] > 0).view(len(lanes), tiles)

@@ -14,7 +14,7 @@ from attndsl.diagnostics import ArgumentError, Diagnostic, did_you_mean
 from attndsl.ir import text as ir_text
 from attndsl.ir.program import Program, Scalar
 from attndsl.ir.program import Tensor as TensorParameter
-from attndsl.plan.kernel_plan import Request, TileFacts
+from attndsl.plan.kernel_plan import Request
 from attndsl.reference import Call, attend
 from attndsl.runtime import arguments, cache, operators, views
 
@@ -236,15 +236,19 @@ class Attention:
 
         Takes what `mask` takes, and the tile's (rows, columns) as a pair; a number is the value of
         a parameter that the program calls `block`, and the tile then 128 by 128. Empty and full are
-        proved from the mask's text; a tile that this cannot decide counts as partial. Raises
-        ArgumentError.
+        proved from the mask's text and one pass over the tables that it reads; a tile that this
+        cannot decide counts as partial. A short row of tiles (`Nq=128, q_offset=...`) of a very
+        long sequence costs O(Nk). Raises ArgumentError.
         """
+        from attndsl.runtime.tiles import classify_tiles, facts_of
+
         sizes = {"Nq": Nq, "Nk": Nk, "B": B, "H": H, "Hk": Hk, "D": D}
         if "block" in (p.name for p in self.parameters) and not isinstance(block, (tuple, list)):
             parameters["block"], block = block, (128, 128)
         extent = views.take_block(block)
         seen = self._view(more, sizes, q_offset, k_offset, k_len, parameters)
-        return views.classify_tiles(self._tile_facts, seen, extent)
+        facts = facts_of(self.program.mask, seen.is_aligned)
+        return classify_tiles(facts, seen, extent)
 
     def _view(
         self,
@@ -257,12 +261,6 @@ class Attention:
     ) -> views.View:
         arguments.refuse_positional(more, "sizes and parameters are given by name: Nq=..., Nk=...")
         return views.view(self.program, self._slots, sizes, q_offset, k_offset, k_len, parameters)
-
-    @functools.cached_property
-    def _tile_facts(self) -> TileFacts:
-        from attndsl.analysis.tiles import classify
-
-        return classify(self.program.mask)
 
     def source(
         self,

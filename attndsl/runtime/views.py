@@ -1,4 +1,4 @@
-"""A program's mask without a call: which pairs, and which tiles, take part."""
+"""A call without query, key and value: what a program's mask is evaluated on."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from torch import Tensor
 from attndsl.diagnostics import ArgumentError
 from attndsl.ir.nodes import Node, find
 from attndsl.ir.program import SIZES, Program
-from attndsl.plan.kernel_plan import TileFacts
-from attndsl.reference import Number, Values, evaluate, keep_pairs, positions
+from attndsl.reference import Number, Values, keep_pairs, positions
 from attndsl.runtime.arguments import Slot, collect, take_batch_ints, take_offset
 from attndsl.runtime.dims import bind_dims, is_binding, write_type
 
-EMPTY, PARTIAL, FULL = 0, 1, 2
+EMPTY, PARTIAL, FULL = 0, 1, 2  # what a tile is
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,17 @@ class View:
     k_offset: int | Tensor
     k_len: Tensor | None
     device: torch.device
+
+    @property
+    def per_batch(self) -> tuple[str, ...]:
+        """Those of the offsets and lengths that are tensors."""
+        given = {"q_offset": self.q_offset, "k_offset": self.k_offset, "k_len": self.k_len}
+        return tuple(name for name, value in given.items() if isinstance(value, Tensor))
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether every batch has the same offsets."""
+        return not {"q_offset", "k_offset"} & set(self.per_batch)
 
     @property
     def values(self) -> Values:
@@ -171,39 +181,6 @@ def take_block(block: object) -> tuple[int, int]:
     if rows < 1 or columns < 1:
         raise ArgumentError(f"block: expected at least one row and column, got {block!r}")
     return rows, columns
-
-
-@torch.no_grad()
-def classify_tiles(facts: TileFacts, seen: View, block: tuple[int, int]) -> Tensor:
-    """Tiles: int8 [B or 1, H or 1, rows, columns], 0 empty, 1 partial, 2 full.
-
-    Empty and full are proved; a tile that could not be decided counts as partial. Positions beyond
-    Nq or Nk do not count, and k_len counts as a part of the mask.
-    """
-    row_lo, row_hi = tile_ends(seen.sizes["Nq"], block[0], seen.device)
-    column_lo, column_hi = tile_ends(seen.sizes["Nk"], block[1], seen.device)
-    values = seen.values
-    there: Tensor | bool = True
-    inside: Tensor | bool = True
-    k_hi = column_hi[None]
-    if seen.k_len is not None:
-        lengths = seen.k_len.to(torch.int64)[:, None]
-        there = (column_lo < lengths)[:, None, None, :]
-        inside = (column_hi < lengths)[:, None, None, :]
-        k_hi = torch.minimum(k_hi, lengths - 1)
-    q_shift, k_shift = shift(seen.q_offset, seen.device), shift(seen.k_offset, seen.device)
-    values.leaves["b"] = torch.arange(seen.sizes["B"], device=seen.device)[:, None, None, None]
-    values.leaves["h"] = torch.arange(seen.sizes["H"], device=seen.device)[:, None, None]
-    values.leaves["q_lo"] = (row_lo + q_shift)[:, None, :, None]
-    values.leaves["q_hi"] = (row_hi + q_shift)[:, None, :, None]
-    values.leaves["k_lo"] = (column_lo + k_shift)[:, None, None, :]
-    values.leaves["k_hi"] = (k_hi + k_shift)[:, None, None, :]
-    possible = evaluate(facts.possible, values) & there
-    certain = evaluate(facts.certain, values) & inside
-    tiles = torch.where(certain & possible, FULL, torch.where(possible, PARTIAL, EMPTY))
-    tiles = tiles[(None,) * (4 - tiles.dim())].to(torch.int8)
-    shape = (tiles.shape[0], tiles.shape[1], len(row_lo), len(column_lo))
-    return tiles.expand(shape).contiguous()
 
 
 def shift(offset: int | Tensor, device: torch.device) -> Tensor:

@@ -64,13 +64,16 @@ def test_stdin():
 def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    for name in ("check", "fmt", "run", "explain", "show", "emit", "bench"):
+    for name in ("check", "fmt", "run", "explain", "show", "diff", "emit", "bench"):
         assert f"attndsl {name}" in text
     assert len(text.splitlines()) < 20
     assert max(map(len, text.splitlines())) <= 100
 
 
-@pytest.mark.parametrize("name", ["check", "fmt", "run", "explain", "show", "emit", "bench"])
+COMMANDS = ["check", "fmt", "run", "explain", "show", "diff", "emit", "bench"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command(name, capsys):
     assert main([name, "--help"]) == 0
     assert name in capsys.readouterr().out
@@ -91,6 +94,7 @@ def test_version(capsys):
         ["emit", WINDOW, "--head-dim", "x"],
         ["run", WINDOW, "--set", "window"],
         ["run", WINDOW, "--set", "window=wide"],
+        ["diff", WINDOW],
     ],
 )
 def test_wrong_usage(words, capsys):
@@ -141,6 +145,23 @@ def test_warnings_do_not_fail(tmp_path, capsys):
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.attn")), ids=lambda path: path.stem)
 def test_examples_have_no_errors(path):
     assert main(["check", str(path)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("mask", "status", "word"),
+    [
+        ("0 <= q - k < 8", 0, ""),
+        ("abs(q - k) < 8", 1, "error[E201]"),
+        ("float(k) <= float(q)", 4, "warning[W205]"),
+    ],
+)
+def test_check_causal(mask, status, word, tmp_path, capsys):
+    path = tmp_path / "test.attn"
+    path.write_text(f"attention test():\n    mask {mask}\n")
+    assert main(["check", str(path), "--format", "short"]) == 0
+    capsys.readouterr()
+    assert main(["check", "--causal", str(path), "--format", "short"]) == status
+    assert word in capsys.readouterr().out
 
 
 # -- fmt ------------------------------------------------------------------------------------
@@ -292,8 +313,8 @@ def test_explain(capsys):
     assert main(words) == 0
     out = capsys.readouterr().out
     assert "mask     0 <= q - k < window" in out
-    assert "from q_lo - window + 1" in out and "to   q_hi\n" in out
-    assert "rows 2048 .. 2175 visit columns 1025 .. 2175" in out
+    assert "keys     q_lo - window + 1 .. q_hi\n" in out
+    assert "rows 2048 .. 2175 reach columns 1025 .. 2175" in out
 
 
 def test_show(capsys):
@@ -307,3 +328,61 @@ def test_show_tiles(capsys):
     assert main(words) == 0
     out = capsys.readouterr().out
     assert "a cell is a tile of 128 x 128" in out and "full 3" in out
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_show_as_an_image(suffix, tmp_path, capsys):
+    path = tmp_path / f"mask.{suffix}"
+    words = ["show", WINDOW, "--nq", "512", "--block", "128", "--set", "window=256"]
+    assert main([*words, "-o", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert not out and f"drew {path}" in err
+    assert path.read_bytes().startswith(b"\x89PNG" if suffix == "png" else b"<svg")
+
+
+def test_show_of_one_head(capsys):
+    words = ["show", str(EXAMPLES / "duo_heads.attn"), "--nq", "16", "--heads", "4"]
+    assert main([*words, "--plain"]) == 0
+    assert "head 3" in capsys.readouterr().out
+    assert main([*words, "--plain", "--head", "3"]) == 0
+    assert "head 2" not in capsys.readouterr().out
+    assert main([*words, "--head", "4"]) == 1
+    assert "there is no head 4 of 4" in capsys.readouterr().err
+
+
+def test_show_to_no_kind_of_image(tmp_path, capsys):
+    assert main(["show", WINDOW, "-o", str(tmp_path / "mask.bmp")]) == 1
+    assert "ends in .png or .svg" in capsys.readouterr().err
+
+
+# -- diff -----------------------------------------------------------------------------------
+
+MISTRAL = str(EXAMPLES / "mistral.attn")
+DIFFERENCES = [
+    ([WINDOW, MISTRAL], 0, "equal: proved for every call"),
+    ([WINDOW, str(EXAMPLES / "causal.attn")], 1, "A lies inside B (proved for every call)"),
+    ([WINDOW, MISTRAL, "--set-b", "window=9"], 1, "in A and not in B"),
+    ([WINDOW, MISTRAL, "--set", "window=9", "--nq", "64"], 0, "with window = 9"),
+    ([WINDOW, f"{MISTRAL}:mistral", "--defaults"], 0, "window = 4096"),
+    ([WINDOW, str(EXAMPLES / "causal.attn"), "--nq", "4k"], 0, "every pair compared"),
+]
+
+
+@pytest.mark.parametrize(("words", "status", "part"), DIFFERENCES)
+def test_diff(words, status, part, capsys):
+    assert main(["diff", *words]) == status
+    assert part in capsys.readouterr().out
+
+
+def test_diff_that_is_open(tmp_path, capsys):
+    path = tmp_path / "floats.attn"
+    path.write_text("attention floats():\n    mask float(k) <= float(q)\n")
+    assert main(["diff", str(path), str(EXAMPLES / "causal.attn"), "--tries", "20"]) == 4
+    assert "looked at 20 small random calls" in capsys.readouterr().out
+
+
+def test_diff_of_a_name_that_is_not_there(capsys):
+    assert main(["diff", WINDOW, f"{MISTRAL}:mistrl"]) == 1
+    assert "did you mean `mistral`" in capsys.readouterr().err
+    assert main(["diff", WINDOW, MISTRAL, "--set", "wndow=3"]) == 1
+    assert "did you mean `window`" in capsys.readouterr().err

@@ -102,6 +102,20 @@ def _neighborhood_2d(sizes: Sizes, random: Random) -> Inputs:
     return Inputs(pixels, pixels, {"height": height, "width": width, "radius": radius})
 
 
+def _gna(sizes: Sizes, random: Random) -> Inputs:
+    height, width, pixels = _square(sizes)
+    image = {"height": height, "width": width, "window": max(1, height // 2), "stride": 2}
+    return Inputs(pixels, pixels, image)
+
+
+def _neighborhood_3d(sizes: Sizes, random: Random) -> Inputs:
+    frames, height, width = 2, 3, sizes.length // 6
+    windows = {"window_t": 1, "window_y": 2, "window_x": max(1, width - 2)}
+    strides = {"stride_t": 1, "stride_y": 2, "stride_x": 2}
+    grid = {"frames": frames, "height": height, "width": width}
+    return Inputs(6 * width, 6 * width, {**grid, **windows, **strides})
+
+
 def _masked_cross(sizes: Sizes, random: Random) -> Inputs:
     rows = max(1, sizes.length // 3)
     allowed = random.bools(0.3, rows, sizes.length)
@@ -152,6 +166,8 @@ MAKERS: dict[str, Callable[[Sizes, Random], Inputs]] = {
     "gpt_oss": _gpt_oss,
     "swin": _swin,
     "neighborhood_2d": _neighborhood_2d,
+    "gna": _gna,
+    "neighborhood_3d": _neighborhood_3d,
     "masked_cross": _masked_cross,
     "music_transformer": _music_transformer,
     "sigmoid": _none,

@@ -7,7 +7,8 @@ import json
 import torch
 
 from attndsl.report import bench
-from attndsl.report.bench import Report, cpu, startup
+from attndsl.report.bench import cpu, startup
+from attndsl.report.measurement import Report
 
 
 def eager_flex_attention(length, window):

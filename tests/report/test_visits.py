@@ -1,121 +1,286 @@
-"""Counted visits against what the loops are documented to do, and against enumeration."""
+"""Tiles that `explain` says kernels visit: against kernels that count, and against enumeration."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
 import pytest
 import torch
+from attndsl.codegen.triton.host import LIST_FUNCTIONS
+from torch import Tensor
 
 import attndsl
+from attndsl.ir.program import Program
+from attndsl.plan.kernel_plan import MOST_LISTED, KernelPlan, Request
 from attndsl.plan.planner import plan
-from attndsl.report.explain import explain
+from attndsl.report import lists, needed, visits
 from attndsl.report.requests import request_for
-from attndsl.report.visits import numbered, ranges_of, table_of_tiles, visits_of
-from attndsl.runtime import views
+from attndsl.report.visits import Visits, table_of_tiles, visits_of
+from attndsl.runtime import cache, views
 from attndsl.runtime.arguments import slots_of
+from attndsl.runtime.views import View
+from tests.codegen.visits import count_tiles, counting
+from tests.oracle.examples import FOLDER, NAMES, Sizes, example_inputs
 
-TEXTS = {
-    "causal": "attention a():\n    mask k <= q",
-    "window": "attention a(window: int = 100):\n    mask 0 <= q - k < window",
-    "global": "attention a():\n    mask k <= q and (k < 40 or q - k < 90)",
-    "two": "attention a():\n    mask k < 30 or k >= q",
-    "none": "attention a():\n    score score",
+WINDOW = "attention a(window: int = 100):\n    mask 0 <= q - k < window"
+GLOBAL = "attention a():\n    mask k <= q and (k < 40 or q - k < 90)"
+BEHIND = "attention a():\n    mask k < 30 or k >= q"
+NO_MASK = "attention a():\n    score score"
+DOCUMENTS = "attention a(doc: int[B, N]):\n    mask doc[b, q] == doc[b, k] and k <= q"
+NEAR = "attention a(place: float[B, N]):\n    mask abs(place[b, q] - place[b, k]) < 0.5"
+VALID = "attention a(valid: bool[B, Nk]):\n    mask valid[b, k] and abs(q - k) < 100"
+DENSE = "attention a(kept: bool[H, Nq, Nk]):\n    mask kept[h, q, k] and k <= q + 40"
+REACH = "attention a(reach: int[H]):\n    mask 0 <= q - k < reach[h]"
+
+
+def seen_by(attention: attndsl.Attention, **call: Any) -> View:
+    sizes = {name: call.pop(name, None) for name in ("B", "H", "Hk", "D", "Nq", "Nk")}
+    sizes |= {name: 1 if size is None and name == "B" else size for name, size in sizes.items()}
+    offsets = (call.pop("q_offset", 0), call.pop("k_offset", 0), call.pop("k_len", None))
+    slots = slots_of(attention.program)
+    return views.view(attention.program, slots, sizes, *offsets, call)
+
+
+def planned(attention: attndsl.Attention, **changes: Any) -> KernelPlan:
+    request = request_for(attention.program, "sm_90", "bfloat16", 64, 64)
+    return plan(attention.program, replace(request, **changes))
+
+
+@contextmanager
+def requests() -> Iterator[list[Request]]:
+    """The requests of the modules that are asked for meanwhile."""
+    made: list[Request] = []
+    inner = cache.module_of
+
+    def recorded(handle: str, program: Program, request: Request) -> ModuleType:
+        made.append(request)
+        return inner(handle, program, request)
+
+    with patch.object(cache, "module_of", recorded):
+        yield made
+
+
+def sorted_ids(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 5, shape, generator=generator).sort(-1).values
+
+
+def loose_ids(*shape: int) -> Tensor:
+    return torch.randint(0, 70, shape, generator=torch.Generator().manual_seed(2))
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3))
+
+
+N = 150
+# text, sizes (batch, heads, key heads, Nq, Nk), arguments
+CALLS: dict[str, tuple[str, tuple[int, int, int, int, int], dict[str, Any]]] = {
+    "window": (WINDOW, (1, 2, 1, N, N), {"window": 50}),
+    "global": (GLOBAL, (2, 1, 1, N, N), {}),
+    "behind": (BEHIND, (1, 1, 1, 70, 201), {"q_offset": 131}),
+    "no mask": (NO_MASK, (1, 1, 1, 90, 70), {}),
+    "lengths": (NO_MASK, (3, 2, 2, 90, N), {"k_len": torch.tensor([0, 64, 133])}),
+    "reach": (REACH, (1, 3, 1, N, N), {"reach": torch.tensor([1, 40, 300])}),
+    "offsets": (WINDOW, (2, 1, 1, 70, N), {"window": 33, "q_offset": torch.tensor([80, 3])}),
+    "documents": (DOCUMENTS, (2, 2, 1, N, N), {"doc": sorted_ids(2, N)}),
+    "loose documents": (DOCUMENTS, (1, 1, 1, N, N), {"doc": loose_ids(1, N)}),
+    "short documents": (DOCUMENTS, (1, 1, 1, N, N), {"doc": sorted_ids(1, 100), "q_offset": 3}),
+    "documents, lengths": (
+        DOCUMENTS,
+        (2, 1, 1, N, N),
+        {"doc": sorted_ids(2, N), "k_len": torch.tensor([100, 7])},
+    ),
+    "near": (NEAR, (1, 1, 1, N, N), {"place": noise(1, N).sort(-1).values}),
+    "valid": (VALID, (2, 1, 1, N, N), {"valid": torch.arange(N) < torch.tensor([[40], [130]])}),
+    "dense": (DENSE, (1, 2, 1, 90, N), {"kept": noise(2, 90, N) > 2.5}),
 }
 
 
-def seen_by(attention, **sizes):
-    sizes = {"B": 1, "H": 1, "Hk": 1, "D": 16, **sizes}
-    offset = sizes.pop("q_offset", 0)
-    k_len = sizes.pop("k_len", None)
-    slots = slots_of(attention.program)
-    return views.view(attention.program, slots, sizes, offset, 0, k_len, {})
+def same(found: list[Visits], counts: dict[str, tuple[int, int]]) -> None:
+    assert {v.kernel for v in found} <= counts.keys()
+    assert {v.kernel: (v.visited, v.full) for v in found} == {
+        v.kernel: counts[v.kernel] for v in found
+    }
 
 
-@pytest.mark.parametrize("name", TEXTS)
-@pytest.mark.parametrize("sizes", [{"Nq": 500, "Nk": 500}, {"Nq": 70, "Nk": 301, "q_offset": 231}])
-def test_every_needed_tile_is_visited_and_no_other_one_is_full(name, sizes):
-    attention = attndsl.compile(text=TEXTS[name])
-    request = request_for(attention.program, "sm_90", "bfloat16", 64, 64)
-    made = plan(attention.program, request)
-    seen = seen_by(attention, **sizes)
-    mask = views.mask_pairs(attention.program, seen)[0, 0]
-    for by_keys, config in ((False, made.forward), (True, made.backward_dkv)):
-        block = (config.block_m, config.block_n)
-        ranges = ranges_of(made, seen, block, by_keys=by_keys)
-        for i in range(-(-sizes["Nq"] // block[0])):
-            for j in range(-(-sizes["Nk"] // block[1])):
-                tile = mask[i * block[0] :, j * block[1] :][: block[0], : block[1]]
-                outer, inner = (j, i) if by_keys else (i, j)
-                visits = sum(
-                    int(r.first[0, 0, outer]) <= inner < int(r.last[0, 0, outer]) for r in ranges
-                )
-                full = any(
-                    int(r.full_first[0, 0, outer]) <= inner < int(r.full_last[0, 0, outer])
-                    for r in ranges
-                )
-                assert visits <= 1
-                assert visits or not tile.any()
-                assert not full or (visits and tile.all())
+def run_counted(
+    attention: attndsl.Attention, inputs: tuple[Tensor, Tensor, Tensor], call: dict[str, Any]
+) -> tuple[KernelPlan, dict[str, tuple[int, int]]]:
+    """The plan of a call in Triton's interpreter, and what its kernels count."""
+    query = inputs[0].detach().requires_grad_()
+    with counting(query.device) as counter, requests() as made:
+        attention(query, *inputs[1:], **call).sum().backward()
+    return plan(attention.program, made[-1]), counter.counts
 
 
-def test_a_causal_mask_visits_what_it_needs():
-    attention = attndsl.compile(text=TEXTS["causal"])
-    request = request_for(attention.program, "sm_90", "bfloat16", 64, 64)
-    found = list(visits_of(plan(attention.program, request), seen_by(attention, Nq=1024, Nk=1024)))
-    assert [visits.kernel for visits in found] == ["forward", "backward_dq", "backward_dkv"]
-    forward = found[0]
-    tiles = 1024 // forward.block[0]
-    assert forward.block[0] == forward.block[1]
-    assert forward.visited == forward.needed == tiles * (tiles + 1) // 2
-    assert forward.full == tiles * (tiles - 1) // 2
-    assert forward.total == tiles * tiles
-    assert "backward_dkv" in table_of_tiles(found)
+@pytest.mark.parametrize("name", CALLS)
+def test_triton_kernels_visit_what_is_said(name: str) -> None:
+    text, (batch, heads, key_heads, rows, columns), call = CALLS[name]
+    attention = attndsl.compile(text=text, backend="triton")
+    inputs = (noise(batch, heads, rows, 16), *(noise(batch, key_heads, columns, 16),) * 2)
+    made, counts = run_counted(attention, inputs, call)
+    sizes = {"B": batch, "H": heads, "Hk": key_heads, "Nq": rows, "Nk": columns, "D": 16}
+    seen = seen_by(attention, **sizes, **call)
+    found = list(visits_of(made, seen))
+    same(found, counts)
+    check_needed(attention, found, {**sizes, **call})
 
 
-def test_k_len_limits_the_visits():
-    attention = attndsl.compile(text=TEXTS["none"])
-    request = request_for(attention.program, "sm_90", "bfloat16", 64, 64)
-    lengths = torch.tensor([0, 130])
-    seen = seen_by(attention, Nq=128, Nk=512, B=2, k_len=lengths)
-    found = list(visits_of(plan(attention.program, request), seen))
-    assert all(visits.visited == visits.needed for visits in found)
+def check_needed(attention: attndsl.Attention, found: list[Visits], call: dict[str, Any]) -> None:
+    """What is needed, from the mask of every pair."""
+    mask = attention.mask(**call).expand(call["B"], call["H"], -1, -1)
+    whole = torch.full((call["B"],), mask.shape[3])
+    for visit in found:
+        config = replace(planned(attention).forward, block_m=visit.block[0], block_n=visit.block[1])
+        tiles, _ = count_tiles(mask, config, visit.kernel == "backward_dkv", whole)
+        assert visit.are_needed_known and visit.are_pairs_known and visit.is_counted
+        assert (visit.needed, visit.needed_pairs) == (tiles, int(mask.sum()))
 
 
-def test_ranges_are_sorted_and_do_not_overlap():
-    ends = [
-        [torch.tensor([[[30]]]), torch.tensor([[[61]]]), torch.tensor([[[40]]]), torch.tensor(61)],
-        [torch.tensor([[[0]]]), torch.tensor([[[35]]]), torch.tensor([[[0]]]), torch.tensor(35)],
-    ]
-    found = [(int(r.first), int(r.last), int(r.full_first), int(r.full_last)) for r in
-             numbered(ends, 10)]  # fmt: skip
-    assert found == [(0, 4, 0, 3), (4, 7, 4, 6)]
+@pytest.mark.parametrize("name", NAMES)
+def test_examples_visit_what_is_said(name: str) -> None:
+    sizes = Sizes(batch=1, heads=2, key_heads=1, length=100)
+    *floats, inputs = example_inputs(name, sizes)
+    given = {
+        n: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
+        for n, x in inputs.arguments.items()
+    }
+    attention = attndsl.compile(FOLDER / f"{name}.attn", backend="triton")
+    query, key, value = (x.float() for x in floats)
+    made, counts = run_counted(attention, (query, key, value), {**inputs.call, **given})
+    call = {"B": 1, "H": 2, "Hk": 1, "Nq": inputs.rows, "Nk": inputs.columns, "D": 16, **given}
+    found = list(visits_of(made, seen_by(attention, **call)))
+    same(found, counts)
+    check_needed(attention, found, call)
 
 
-def test_explain_of_every_weight_form_and_of_a_table():
-    text = """
-attention a(bias: float[H, 64], seen: bool[Nk], window: int = 8):
-    mask   seen[k] and abs(q - k) < window
-    score  score + bias[h, q - k + 32]
-    weights normalize(1 + score ** 2)
-    output out * sigmoid(out)
-"""
-    attention = attndsl.compile(text=text)
-    told = attention.explain(Nq=256, Nk=256, H=2, seen=torch.ones(256, dtype=torch.bool))
-    assert "seen: bool[Nk]" in told
-    assert "normalize(" in told and "output   out * sigmoid(out)" in told
-    assert "line 3: `seen[k]` is data" in told
-    assert "bias" in told.split("gradients")[1]
+@pytest.mark.parametrize("name", CALLS)
+def test_pytorch_visits_what_is_said(name: str) -> None:
+    """Every pair that takes part lies in a tile that is visited, and the pairs of full tiles do."""
+    text, (batch, heads, key_heads, _, _), call = CALLS[name]
+    given = {n: x for n, x in call.items() if n not in ("valid", "kept", "doc", "place")}
+    tables = {
+        n: x.repeat_interleave(4, -1) if n != "kept" else x.repeat_interleave(4, 2).repeat(1, 4, 1)
+        for n, x in call.items()
+        if n not in given
+    }
+    sizes = {"B": batch, "H": heads, "Hk": key_heads, "Nq": 360, "Nk": 4 * N, "D": 16}
+    attention = attndsl.compile(text=text, backend="torch")
+    seen = seen_by(attention, **sizes, **given, **tables)
+    made = planned(attention, backend="torch", target="cpu", dtype="float32")
+    forward, backward = visits_of(made, seen)
+    assert replace(backward, kernel="forward") == forward
+    check_needed(attention, [forward], {**sizes, **given, **tables})
+    assert forward.needed <= forward.visited
+    assert forward.needed_pairs <= forward.computed_pairs
+    tiles = attention.tiles(block=forward.block, **sizes, **given, **tables)
+    tiles = tiles.expand(batch, heads, -1, -1)
+    if "k_len" not in given:  # values beyond it count for the summaries of a call
+        assert forward.visited <= int((tiles > 0).sum())  # no more than the facts of tiles keep
 
 
-def test_explain_refuses_what_mask_refuses():
-    attention = attndsl.compile(text=TEXTS["window"])
-    with pytest.raises(attndsl.ArgumentError, match="did you mean"):
-        explain(attention, Nq=8, Nk=8, windw=3)
-    with pytest.raises(attndsl.ArgumentError, match="Nk"):
-        explain(attention, Nq=8)
+# -- long calls ------------------------------------------------------------------------------------
 
 
-def test_explain_takes_the_width_from_a_tensor():
-    text = "attention a(rel: float[8, D]):\n    score score + dot(query, rel[clamp(q - k, 0, 7)])"
-    attention = attndsl.compile(text=text)
-    assert "D = 64" in attention.explain(Nq=8, Nk=8)
-    assert "D = 32" in attention.explain(Nq=8, Nk=8, rel=torch.zeros(8, 32))
+def test_a_sample_of_rows_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = attndsl.compile(text=DOCUMENTS)
+    seen = seen_by(attention, Nq=40_000, Nk=40_000, doc=torch.arange(40_000)[None] // 3000)
+    exact = list(visits_of(planned(attention), seen))
+    assert all(v.is_counted for v in exact)
+    monkeypatch.setattr(lists, "SAMPLES", (64, 8))
+    about = list(visits_of(planned(attention), seen))
+    for right, guess in zip(exact, about, strict=True):
+        assert not guess.is_counted
+        assert abs(guess.visited - right.visited) < 0.1 * right.visited
+        assert abs(guess.full - right.full) < 0.2 * right.full
+    assert f"~{about[0].visited:,}" in table_of_tiles(about)
+    assert f" {exact[2].visited:,}" in table_of_tiles(exact)
+
+
+def test_too_many_tiles_for_all_rows_are_estimated_from_fewer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attention = attndsl.compile(text=DOCUMENTS)
+    doc = loose_ids(1, 8192)
+    seen = seen_by(attention, Nq=8192, Nk=8192, doc=doc)
+    exact = next(visits_of(planned(attention), seen))
+    monkeypatch.setattr(lists, "MOST_RUNS", 300)
+    monkeypatch.setattr(lists, "SAMPLES", (64, 32, 8))
+    about = next(visits_of(planned(attention), seen))
+    assert exact.is_counted and not about.is_counted
+    assert abs(about.visited - exact.visited) < 0.05 * exact.visited
+
+
+def test_a_row_with_too_many_tiles_visits_all_that_segments_reach(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attention = attndsl.compile(text=DOCUMENTS)
+    doc = torch.arange(1024)[None] // 128 % 2  # a row of tiles needs every other two
+    seen = seen_by(attention, Nq=1024, Nk=1024, doc=doc)
+    made = planned(attention)
+    listed = next(visits_of(made, seen))
+    assert listed.block == (128, 64)
+    kept = (attention.tiles(block=listed.block, Nq=1024, Nk=1024, doc=doc)[0, 0] > 0).sum(1)
+    reached = 2 * torch.arange(1, 9)  # up to the diagonal
+    assert listed.visited == listed.needed == int(kept.sum())
+    monkeypatch.setattr(lists, "MOST_LISTED", 3)
+    limited = next(visits_of(made, seen))
+    assert limited.visited == int(torch.where(kept > 3, reached, kept).sum()) > listed.visited
+    assert limited.needed == listed.needed
+
+
+def test_kernels_list_as_many_tiles_as_is_said() -> None:
+    assert f"MOST_LISTED = {MOST_LISTED} " in LIST_FUNCTIONS
+
+
+def test_tiles_that_are_not_full_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = attndsl.compile(text=WINDOW)
+    seen = seen_by(attention, Nq=4096, Nk=4096, window=700)
+    exact = next(visits_of(planned(attention), seen))
+    monkeypatch.setattr(needed, "MOST_PAIRS", 0)
+    about = next(visits_of(planned(attention), seen))
+    assert about.are_needed_known and about.needed == exact.needed  # the segments are tight
+    assert exact.are_pairs_known and not about.are_pairs_known
+    assert abs(about.needed_pairs - exact.needed_pairs) < 0.02 * exact.needed_pairs
+
+
+def test_ten_million_tokens() -> None:
+    length = 10_000_000
+    attention = attndsl.compile(text=WINDOW)
+    forward = next(visits_of(planned(attention), seen_by(attention, Nq=length, Nk=length)))
+    block_m, block_n = forward.block
+    last = torch.arange(0, length, block_m) + block_m - 1
+    first = (last - (block_m - 1) - 99).clamp(min=0)
+    assert forward.visited == int((last // block_n - first // block_n + 1).sum())
+    assert forward.needed == forward.visited and forward.are_needed_known
+
+
+def test_pytorch_estimates_what_is_too_long_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, call in ((WINDOW, {}), (DOCUMENTS, {"doc": torch.arange(4096)[None] // 300})):
+        attention = attndsl.compile(text=text, backend="torch")
+        seen = seen_by(attention, Nq=4096, Nk=4096, **call)
+        made = planned(attention, backend="torch", target="cpu", dtype="float32")
+        asked = next(visits_of(made, seen))
+        with monkeypatch.context() as patched:
+            patched.setattr(visits, "MOST_SPANS", 0)
+            told = next(visits_of(made, seen))
+        assert (told.visited, told.needed) == (asked.visited, asked.needed)
+        if made.strategy == "ranges":
+            assert replace(told, full=asked.full) == asked
+        assert told.full <= asked.full
+
+
+def test_an_empty_call_visits_nothing() -> None:
+    for text, call in ((WINDOW, {}), (DOCUMENTS, {"doc": torch.zeros(1, 0, dtype=torch.int64)})):
+        for backend in ("triton", "torch"):
+            attention = attndsl.compile(text=text)
+            made = planned(attention, backend=backend)
+            for sizes in ({"Nq": 0, "Nk": 8}, {"Nq": 8, "Nk": 0}):
+                for found in visits_of(made, seen_by(attention, **sizes, **call)):
+                    assert (found.visited, found.full, found.needed) == (0, 0, 0)

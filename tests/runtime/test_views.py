@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from typing import Any
 
 import pytest
@@ -150,3 +152,131 @@ def test_a_parameter_may_be_called_block() -> None:
     attn = attndsl.compile(text=text)
     assert attn.tiles(Nq=8, Nk=8, block=8).tolist() == [[[[2]]]]
     assert attn.tiles(Nq=8, Nk=8, block=(4, 4)).tolist() == [[[[2, 0], [0, 2]]]]
+
+
+# -- tiles from tables -----------------------------------------------------------------------------
+
+# Masks with tables, and whether tiles tell all that enumeration would.
+TABLES = {
+    "documents": ("doc: int[B, N]", "doc[b, q] == doc[b, k] and k <= q", True),
+    "kinds": ("kind: int[N]", "kind[q] != kind[k]", False),
+    "of tables": ("doc: int[N], root: int[N]", "root[doc[q]] == root[doc[k]]", True),
+    "valid": ("valid: bool[B, N]", "valid[b, k] and valid[b, q]", True),
+    "near": ("place: float[B, N]", "abs(place[b, q] - place[b, k]) < 0.7", False),
+    "reach": ("reach: int[H, N]", "0 <= q - k < reach[h, q]", False),
+    "dense": ("kept: bool[Nq, Nk]", "kept[q, k]", True),
+    "dense per head": ("kept: bool[Nk, H, Nq]", "kept[k, h, q]", True),
+    "dense float": ("gate: float[Nq, Nk]", "gate[q, k] > 0.5", False),
+    "and more": ("kept: bool[Nq, Nk]", "kept[q, k] and k <= q + 3", False),
+    "prefix": ("length: int[B]", "k <= q or k < length[b]", True),
+}
+
+
+class Draw:
+    """A random call of a mask with tables, from a seed."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        pick = random.Random(f"{name} {seed}")
+        self.torch = torch.Generator().manual_seed(seed)
+        self.sizes = {
+            "B": pick.randint(1, 3),
+            "H": pick.randint(1, 2),
+            "Nq": pick.randint(1, 40),
+            "Nk": pick.randint(1, 40),
+        }
+        self.sizes["N"] = pick.randint(1, 50)  # shorter or longer than both
+        self.pick = pick
+        self.block = (pick.randint(1, 9), pick.randint(1, 9))
+        self.call: dict[str, Any] = {}
+        if pick.random() < 0.3:
+            self.call["q_offset"] = pick.randint(-5, 12)
+        if pick.random() < 0.2:
+            self.call["k_offset"] = pick.randint(-5, 12)
+        if pick.random() < 0.3:
+            self.call["k_len"] = self.ints(-1, self.sizes["Nk"] + 3, self.sizes["B"])
+        self.has_offsets = pick.random() < 0.15
+        if self.has_offsets:
+            self.call["q_offset"] = self.ints(-3, 9, self.sizes["B"])
+
+    def ints(self, low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(low, high, shape, generator=self.torch)
+
+    def table(self, name: str, declared: str) -> torch.Tensor:
+        kind, dims = declared.rstrip("]").split("[")
+        shape = [self.sizes[dim] for dim in dims.split(", ")]
+        if kind == "bool":
+            return torch.rand(shape, generator=self.torch) < self.pick.choice((0.1, 0.5, 0.9))
+        if kind == "float":
+            drawn = torch.randn(shape, generator=self.torch)
+            if self.pick.random() < 0.5:
+                drawn.view(-1)[self.pick.randrange(drawn.numel())] = float("nan")
+            return drawn
+        drawn = self.ints(0, shape[-1] if name in ("root", "doc") else 5, *shape)
+        if self.pick.random() < 0.5:
+            drawn = drawn.sort(-1).values
+        if self.pick.random() < 0.2:
+            drawn[..., 0], drawn[..., -1] = 2**63 - 1, -(2**63)
+        return drawn
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tiles_say_what_tables_tell(name: str) -> None:
+    parameters, mask, is_exact = TABLES[name]
+    attn = attndsl.compile(text=f"attention a({parameters}):\n    mask {mask}\n")
+    for seed in range(40):
+        draw = Draw(name, seed)
+        declared = [part.split(": ") for part in parameters.replace("], ", "];").split(";")]
+        tables = {given: draw.table(given, kind) for given, kind in declared}
+        sizes = {n: draw.sizes[n] for n in ("B", "H", "Nq", "Nk")}
+        call = {**sizes, **tables, **draw.call}
+        tiles = attn.tiles(block=draw.block, **call)
+        exact = true_tiles(attn.mask(**call), draw.block)
+        tiles, exact = torch.broadcast_tensors(tiles, exact)
+        assert (exact[tiles == 0] == 0).all() and (exact[tiles == 2] == 2).all(), (seed, call)
+        if is_exact and not draw.has_offsets:
+            assert torch.equal(tiles.int(), exact), (seed, call, draw.block)
+
+
+def test_loose_documents_are_told_apart_by_their_values() -> None:
+    attn = attndsl.compile(text="attention a(doc: int[N]):\n    mask doc[q] == doc[k]\n")
+    for spread in (64, 640):  # more values than a signature has bits
+        doc = torch.randint(0, spread, (200,), generator=torch.Generator().manual_seed(0))
+        call: dict[str, Any] = {"Nq": 200, "Nk": 200, "doc": doc}
+        exact = true_tiles(attn.mask(**call), (4, 4))
+        tiles = attn.tiles(block=(4, 4), **call).int()
+        assert torch.equal(tiles > 0, exact > 0)
+        assert (exact == 0).float().mean() > 0.5
+
+
+def test_tiles_without_the_time_for_exact_sets_are_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    from attndsl.runtime import blocks
+
+    monkeypatch.setattr(blocks, "MOST_PRODUCTS", 0)
+    attn = attndsl.compile(text="attention a(doc: int[N]):\n    mask doc[q] == doc[k]\n")
+    doc = torch.randint(0, 1000, (200,), generator=torch.Generator().manual_seed(0))
+    call: dict[str, Any] = {"Nq": 200, "Nk": 200, "doc": doc}
+    exact = true_tiles(attn.mask(**call), (4, 4))
+    tiles = attn.tiles(block=(4, 4), **call).int()
+    assert (exact[tiles == 0] == 0).all() and (exact[tiles == 2] == 2).all()
+    assert (tiles == 0).sum() > 0.5 * (exact == 0).sum()
+
+
+@pytest.mark.parametrize("name", ["window", "documents"])
+def test_a_row_of_tiles_of_ten_million_tokens(name: str) -> None:
+    length, row = 10_000_000, 5_000_064
+    call: dict[str, Any] = {"Nq": 128, "Nk": length, "q_offset": row}
+    if name == "window":
+        attn = attndsl.compile(text="attention a(w: int):\n    mask 0 <= q - k < w\n")
+        call["w"] = first = 4096
+        first = row - 4095
+    else:
+        text = "attention a(doc: int[B, N]):\n    mask doc[b, q] == doc[b, k] and k <= q\n"
+        attn = attndsl.compile(text=text)
+        call["doc"] = torch.arange(length)[None] // 1000
+        first = row // 1000 * 1000
+    begin = time.perf_counter()
+    tiles = attn.tiles(**call)
+    assert time.perf_counter() - begin < 1.0
+    assert tiles.shape == (1, 1, 1, -(-length // 128))
+    kept = tiles.flatten().nonzero().flatten()
+    assert kept.tolist() == list(range(first // 128, (row + 127) // 128 + 1))

@@ -98,6 +98,32 @@ def test_neighborhood(radius: int, extent: int) -> None:
         assert keys == clamped_window(q, radius, extent), q
 
 
+def strided_window(x: int, window: int, stride: int, extent: int) -> list[int]:
+    """The keys of a query in GNA: a window around the leader of its group that stays inside."""
+    group = range(x - x % stride, x - x % stride + stride)
+    leader = group[len(group) // 2]
+    while leader >= extent:
+        leader -= 1
+    keys = list(range(leader - window // 2, leader - window // 2 + window))
+    while keys[-1] >= extent and keys[0] > 0:
+        keys = [k - 1 for k in keys]
+    while keys[0] < 0:
+        keys = [k + 1 for k in keys]
+    return [k for k in keys if k < extent]
+
+
+@pytest.mark.parametrize(
+    ("window", "stride", "extent"),
+    [(3, 1, 8), (4, 2, 9), (5, 4, 12), (2, 3, 7), (4, 4, 8), (9, 2, 6), (1, 1, 3)],
+)
+def test_strided_neighborhood(window: int, stride: int, extent: int) -> None:
+    call = f"strided_neighborhood(q, k, {window}, {stride}, {extent})"
+    mask = program(f"mask {call}", head=HEAD).mask
+    for q in range(extent):
+        keys = [k for k in range(extent) if evaluate(mask, q=q, k=k)]
+        assert keys == strided_window(q, window, stride, extent), q
+
+
 def t5_buckets(
     distance: torch.Tensor, buckets: int, max_distance: int, bidirectional: bool
 ) -> torch.Tensor:
@@ -130,6 +156,7 @@ def test_t5_bucket(buckets: int, max_distance: int, bidirectional: bool) -> None
 
 
 def test_everything_is_tested() -> None:
-    texts = " ".join([*MASKS, *VALUES, "neighborhood( first_neighbor("])
+    apart = "neighborhood( first_neighbor( strided_neighborhood( first_strided_neighbor("
+    texts = " ".join([*MASKS, *VALUES, apart])
     helpers = {name for name in standard_library() if name.startswith("t5_")}
     assert {n for n in standard_library() if n not in texts} <= helpers
