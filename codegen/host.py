@@ -65,6 +65,14 @@ def write_arguments(lines: Lines, plan: KernelPlan) -> None:
         lines.add(f"{name} = {name}.long()")
 
 
+def write_grid(lines: Lines, plan: KernelPlan) -> None:
+    """Sets `grid`, the extents of the plan's grid as ints; after `write_arguments`."""
+    assert plan.grid is not None
+    scope = HostScope(plan, "row")
+    texts = scope.printer.write(lines, *plan.grid.extents)
+    lines.add(f"grid = {tuple_text(tuple(f'int({text})' for text in texts))}")
+
+
 class HostScope:
     """Values on whole arrays of one layout: "row" [B, H, Nq], "column" [B, H, Nk] or "element"
     [B, H, Nq, Dv]. `out` is the text of the output before its epilogue."""

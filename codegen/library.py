@@ -1,5 +1,9 @@
 """Functions that generated host code carries along: their source is copied verbatim.
 
+They can be recorded in a CUDA graph: nothing waits for the device, copies a number there, or lets
+torch read a tensor back (as it does where a tensor without dimensions is an index). An index that
+follows from numbers alone is a Python int.
+
 Nothing here may use anything but torch, `ACCUMULATOR` and other functions that are copied too. The
 functions of operations are called torch_*, for a module may also hold the kernels' attn_*.
 """
@@ -70,40 +74,46 @@ def torch_floormod_float(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return x - y * torch.floor(x / y)
 
 
-def attn_tensor(x: bool | int | float) -> torch.Tensor:
-    """A number as a tensor without dimensions."""
-    return torch.tensor(x, dtype=ACCUMULATOR if isinstance(x, float) else None)
+def attn_tensor(x: bool | int | float, device: torch.device | None = None) -> torch.Tensor:
+    """A number as a tensor without dimensions: on the CPU, or written (not copied) to a device."""
+    dtype = ACCUMULATOR if isinstance(x, float) else None
+    number = torch.tensor(x, dtype=dtype, device="cpu")  # too large a float becomes inf
+    if device is None:
+        return number
+    return torch.full((), number.item(), dtype=number.dtype, device=device)
 
 
 def attn_lookup(
     tensor: torch.Tensor, indices: tuple[torch.Tensor | int, ...], guarded: tuple[int, ...]
 ) -> torch.Tensor:
-    """tensor[indices]; 0 where the index of a guarded axis (one at least) lies outside of it."""
-    if tensor.numel() == 0:
-        return tensor.new_zeros(attn_flat(tensor.shape, indices, tensor)[0].shape)
-    places = [attn_index(index, tensor) for index in indices]
-    if all(place.dim() == 0 for place in places):  # as an index such a tensor would be read back
-        flat, inside = attn_flat(tensor.shape, indices, tensor)
-        return attn_where(inside, torch.take(tensor, flat))
-    inside = torch.ones((), dtype=torch.bool, device=tensor.device)
-    for axis in guarded:
-        index, last = places[axis], tensor.shape[axis] - 1
-        inside = inside & (index >= 0) & (index <= last)
-        places[axis] = index.clamp(0, last)
-    found = tensor[tuple(places)]
-    return attn_where(inside, found)
+    """tensor[indices]; 0 where the index of a guarded axis lies outside of it."""
+    places = [index for index in indices if isinstance(index, torch.Tensor)]
+    shape = torch.broadcast_shapes(*(p.shape for p in places))  # type: ignore[no-untyped-call]
+    outside = any(
+        isinstance(index, int) and not 0 <= index < length
+        for index, length in zip(indices, tensor.shape, strict=True)
+    )
+    if outside or tensor.numel() == 0:
+        return tensor.new_zeros(shape)
+    inside, at = None, 0
+    for axis, index in enumerate(indices):
+        if isinstance(index, int):
+            tensor = tensor.select(at, index)
+            continue
+        if axis in guarded:
+            last = tensor.shape[at] - 1
+            there = (index >= 0) & (index <= last)
+            inside = there if inside is None else inside & there
+            index = index.clamp(0, last)
+        places[at] = index if index.dim() else index.reshape(1)
+        at += 1
+    found = tensor[tuple(places)].reshape(shape) if places else tensor
+    return found if inside is None else attn_where(inside, found)
 
 
 def attn_where(inside: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
     """What was found inside, 0 or false elsewhere."""
     return found & inside if found.dtype == torch.bool else torch.where(inside, found, 0)
-
-
-def attn_index(index: torch.Tensor | int, like: torch.Tensor) -> torch.Tensor:
-    """An index as a tensor on the device of `like`; a number is not copied there, but written."""
-    if isinstance(index, torch.Tensor):
-        return index.to(like.device)
-    return torch.full((), index, dtype=torch.int64, device=like.device)
 
 
 def attn_flat(
@@ -114,7 +124,6 @@ def attn_flat(
     flat = torch.zeros((), dtype=torch.int64, device=like.device)
     inside = torch.ones((), dtype=torch.bool, device=like.device)
     for index, length in zip(indices, shape, strict=True):
-        index = attn_index(index, like)
         inside = inside & (index >= 0) & (index < length)
         flat = flat * length + index
     return torch.where(inside, flat, 0), inside
@@ -147,14 +156,23 @@ def attn_scatter(
     attn_add_at(grad.view(-1), flat.expand(values.shape).reshape(-1), values.reshape(-1))
 
 
+def attn_table_rows(
+    table: torch.Tensor, indices: tuple[torch.Tensor | int, ...], query: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """table[indices] -> [..., D] in query's dtype (row 0 for an index outside), and whether the
+    indices lie inside."""
+    flat, inside = attn_flat(table.shape[:-1], indices, query)
+    rows = table.flatten(0, -2).index_select(0, flat.reshape(-1))
+    return rows.reshape(*flat.shape, table.shape[-1]).to(query.dtype), inside
+
+
 def attn_dot_row(
     query: torch.Tensor, table: torch.Tensor, indices: tuple[torch.Tensor | int, ...]
 ) -> torch.Tensor:
     """dot(query, table[indices]) -> [...]: query [..., D], indices broadcast to [...]."""
     if table.numel() == 0:
         return query.new_zeros(query.shape[:-1])
-    flat, inside = attn_flat(table.shape[:-1], indices, query)
-    rows = table.flatten(0, -2)[flat].to(query.dtype)
+    rows, inside = attn_table_rows(table, indices, query)
     return torch.where(inside, (query * rows).sum(-1), 0)
 
 
@@ -170,12 +188,11 @@ def attn_dot_row_backward(
     grad_table (contiguous, or None where nobody wants it)."""
     if table.numel() == 0 or adjoint.numel() == 0:
         return
-    flat, inside = attn_flat(table.shape[:-1], indices, query)
-    rows = table.flatten(0, -2)[flat].to(query.dtype)
+    rows, inside = attn_table_rows(table, indices, query)
     adjoint = torch.where(inside, adjoint, 0)[..., None]
     grad_query += adjoint * rows
     if grad_table is not None:
-        elements = [attn_index(i, query)[..., None] for i in indices]
+        elements = [i[..., None] if isinstance(i, torch.Tensor) else i for i in indices]
         last = torch.arange(table.shape[-1], device=query.device)
         attn_scatter(grad_table, adjoint * query, (*elements, last))
 

@@ -1,7 +1,8 @@
 """What names and operations of the IR look like in PyTorch code.
 
 A value is "plain" where it is a Python number at run time: constants, sizes, scalar parameters and
-what needs no torch function to follow from them. Everything else is a tensor.
+whatever follows from them. Everything else is a tensor on the device of the call. The two meet only
+where torch takes a number, so that no number is copied to the device, and none is read back.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import ModuleType
 
 from attndsl.analysis.lookups import prove
 from attndsl.ir.nodes import Node, find
-from attndsl.ir.ops import ATOM, TEST, Spelling, call
+from attndsl.ir.ops import ATOM, OPS, TEST, Spelling, call
 from attndsl.ir.program import Program
 from attndsl.plan.kernel_plan import KernelPlan
 
@@ -27,7 +28,7 @@ PLAIN_LEAVES = frozenset(("const", "scalar", "size"))
 PLAIN_OPS = frozenset(
     "add sub mul neg lt le eq ne and or not where floordiv floormod to_float bool_to_int".split()
 )
-PLAIN_INT_OPS = frozenset(("abs", "min", "max"))
+PLAIN_INT_OPS = frozenset(("abs", "min", "max"))  # likewise, on ints
 FUNCTION = re.compile(r"\b(?:attn|torch)_\w+")
 NOT = 3  # Python's precedence of `not`
 INDEX_OF_SIZE = {"B": "b", "H": "h", "Hk": "h", "G": "h", "Nq": "q", "Nk": "k"}
@@ -58,67 +59,60 @@ class Plainness:
 
     def is_plain(self, node: Node) -> bool:
         for below in unnamed((node,), self._known):
-            if below.op in PLAIN_LEAVES:
-                self._known[below] = True
+            if OPS[below.op].is_leaf:
+                self._known[below] = below.op in PLAIN_LEAVES
             else:
-                same = below.op in PLAIN_OPS or (below.op in PLAIN_INT_OPS and below.kind == "int")
-                self._known[below] = same and all(self._known[arg] for arg in below.args)
+                self._known[below] = all(self._known[arg] for arg in below.args)
         return self._known[node]
 
-    def spell(self, node: Node) -> Spelling:
-        """The spelling of a node in torch, given which arguments are Python numbers."""
-        found = self._spell(node)
+    def spell(self, node: Node, device: str = "") -> Spelling:
+        """The spelling of a node in torch, given which arguments are Python numbers.
+
+        device  text of the device on which tensors that torch does not take numbers for are made;
+                "" for the CPU
+        """
+        found = self._spell(node, f", {device}" if device else "")
         return replace(found, template=re.sub(r"\battn_(?!tensor)", "torch_", found.template))
 
-    def _spell(self, node: Node) -> Spelling:
+    def _spell(self, node: Node, device: str) -> Spelling:
         plain = [self.is_plain(arg) for arg in node.args]
-        if node.op == "where":
-            return self._spell_where(node, plain)
-        if node.op in ("min", "max"):
-            return self._spell_extremum(node, plain)
         if all(plain):
             return self._spell_plain(node)
-        return table_spelling("torch", node)
-
-    def _spell_plain(self, node: Node) -> Spelling:
-        if node.op == "not":
-            return Spelling("not {0}", NOT, (NOT,))
-        if node.op in ("to_float", "bool_to_int"):
-            return call("float" if node.op == "to_float" else "int")
-        if node.op == "abs" and node.kind == "int":
-            return call("abs")
-        spelling = table_spelling("torch", node)
-        if node.op in PLAIN_OPS:
-            return spelling
-        slots = (TEST, *spelling.slots[1:])
-        return Spelling(
-            spelling.template.replace("{0}", "attn_tensor({0})"), spelling.precedence, slots
-        )
-
-    def _spell_where(self, node: Node, plain: list[bool]) -> Spelling:
-        condition, yes, no = plain
-        # A choice by Python is right only where both sides have the same shape: that follows from
-        # what they vary with.
-        if condition and yes == no and node.args[1].varies == node.args[2].varies:
-            return Spelling("{1} if {0} else {2}", TEST, (1, 1, TEST))
-        test = "attn_tensor({0})" if condition else "{0}"
-        first = "attn_tensor({1})" if yes and no else "{1}"  # gives the result its dtype
-        return Spelling(f"torch.where({test}, {first}, {{2}})", ATOM, (TEST, TEST, TEST))
-
-    def _spell_extremum(self, node: Node, plain: list[bool]) -> Spelling:
-        if all(plain):
-            if node.kind == "int":
-                return call(node.op, 2)
-            function = "minimum" if node.op == "min" else "maximum"
-            return Spelling(
-                f"torch.{function}(attn_tensor({{0}}), attn_tensor({{1}}))", ATOM, (TEST, TEST)
-            )
-        if any(plain):
+        if node.op == "where":
+            return self._spell_where(node, plain, device)
+        if node.op in ("min", "max") and any(plain):
             tensor, number = ("{1}", "{0}") if plain[0] else ("{0}", "{1}")
             slots = (TEST, ATOM) if plain[0] else (ATOM, TEST)
             side = "max" if node.op == "min" else "min"
             return Spelling(f"{tensor}.clamp({side}={number})", ATOM, slots)
         return table_spelling("torch", node)
+
+    def _spell_plain(self, node: Node) -> Spelling:
+        if node.op == "where":
+            return Spelling("{1} if {0} else {2}", TEST, (1, 1, TEST))
+        if node.op == "not":
+            return Spelling("not {0}", NOT, (NOT,))
+        if node.op in ("to_float", "bool_to_int"):
+            return call("float" if node.op == "to_float" else "int")
+        if node.op in PLAIN_INT_OPS and node.kind == "int":
+            return call(node.op, len(node.args))
+        spelling = table_spelling("torch", node)
+        if node.op in PLAIN_OPS:
+            return spelling
+        template = re.sub(r"(\{\d\})", r"attn_tensor(\1)", spelling.template)
+        template = template if spelling.precedence == ATOM else f"({template})"
+        return Spelling(f"{template}.item()", ATOM, (TEST,) * len(node.args))
+
+    def _spell_where(self, node: Node, plain: list[bool], device: str) -> Spelling:
+        condition, yes, no = plain
+        # A choice by Python is right only where both sides have the same shape: that follows from
+        # what they vary with.
+        if condition and yes == no and node.args[1].varies == node.args[2].varies:
+            return Spelling("{1} if {0} else {2}", TEST, (1, 1, TEST))
+        test = f"attn_tensor({{0}}{device})" if condition else "{0}"
+        # The first of two numbers gives the result its dtype.
+        first = f"attn_tensor({{1}}{device})" if yes and no else "{1}"
+        return Spelling(f"torch.where({test}, {first}, {{2}})", ATOM, (TEST, TEST, TEST))
 
 
 @lru_cache(maxsize=256)
@@ -150,7 +144,8 @@ def lookup_text(plan: KernelPlan, node: Node, args: tuple[str, ...]) -> str:
     """A lookup as torch text, in the accumulator's dtype, int64 or bool."""
     tensor = tensor_name(node.name)
     guarded = guarded_axes(plan.program, node)
-    if guarded:
+    # As an index torch would read back a tensor without dimensions.
+    if guarded or any(not arg.varies and find(arg, "lookup") for arg in node.args):
         axes = tuple_text(tuple(str(a) for a in guarded))
         text = f"attn_lookup({tensor}, {tuple_text(args)}, {axes})"
     else:
@@ -196,7 +191,9 @@ def scope_printer(
             return dot(node, args)
         return leaves[node.op, node.name if isinstance(node.attr, str) else ""]
 
-    return Printer("torch", leaf, spell=(plainness or Plainness()).spell, prefix=prefix)
+    device = "" if plan.request.target == "cpu" else "query.device"
+    spell = partial((plainness or Plainness()).spell, device=device)
+    return Printer("torch", leaf, spell=spell, prefix=prefix)
 
 
 def library_text(body: str, *modules: ModuleType) -> str:

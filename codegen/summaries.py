@@ -7,6 +7,8 @@ values are compared for equality a signature (`attndsl/analysis/summaries.py`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from attndsl.ir.nodes import Node, topological
 from attndsl.plan.kernel_plan import KernelPlan, Summary
 
@@ -71,11 +73,17 @@ def write_profiles(lines: Lines, plan: KernelPlan) -> None:
 
 
 def write_blocks(
-    lines: Lines, plan: KernelPlan, block_m: int | str, block_n: int | str, prefix: str
+    lines: Lines,
+    plan: KernelPlan,
+    block_m: int | str,
+    block_n: int | str,
+    prefix: str,
+    orders: Mapping[str, str] | None = None,
 ) -> None:
     """Sets what the facts use of every summary, of blocks of `block_m` rows or `block_n` columns
     (numbers or names); after `write_profiles`. All are contiguous, and a short last block counts
-    what it has.
+    what it has. Where blocks are not runs of positions, `orders` has for "q" and "k" the name of
+    an int64 tensor: the positions of all blocks, one block after the other.
 
     <prefix><n>_least, <prefix><n>_greatest
         bool (all, any), int64 or ACCUMULATOR [B or 1, H or 1, blocks], of a table over both axes
@@ -96,6 +104,8 @@ def write_blocks(
                 lines.add(*(f"{end} = {end}{suffix}" for end in ends if end != "_"))
             continue
         block = sizes[summary.axes]
+        if orders:
+            profile = f"{profile}[..., {orders[summary.axes[0]]}]"
         if ends != ["_", "_"]:
             lines.add(f"{', '.join(ends)} = attn_block_extremes({profile}, {block})")
         if "signature" in parts:

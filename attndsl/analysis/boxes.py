@@ -189,7 +189,14 @@ class Box:
         if isinstance(part, (All, Any)):
             join = build.both if isinstance(part, All) else build.either
             truths = [self.truth(p) for p in part.parts]
-            return Truth(join(*(t.possible for t in truths)), join(*(t.certain for t in truths)))
+            found = Truth(join(*(t.possible for t in truths)), join(*(t.certain for t in truths)))
+            if part.whole is None:
+                return found
+            whole = self._literal(part.whole)
+            return Truth(
+                build.both(found.possible, whole.possible),
+                build.either(found.certain, whole.certain),
+            )
         return self._choice(part)
 
     def _choice(self, part: Choice) -> Truth:

@@ -21,6 +21,7 @@ LOWEST = constant(EVERYTHING_LOW)  # stands for "no limit" at the lower end
 HIGHEST = constant(EVERYTHING_HIGH)
 ZERO_NODE = constant(0)
 WIDE = 2**40  # sums of positions and scalars stay below it
+HUGE = 2**62  # and sums of their squares below this
 
 
 def add(x: Node, y: Node) -> Node:
@@ -118,7 +119,8 @@ def _sides(form: Linear) -> tuple[Linear, Linear]:
     Wide values (entries of int64 tables) stand alone on a side, so that one that holds the largest
     int64 to say "no limit" overflows nowhere.
     """
-    wide = tuple(term for term in form.terms if is_wide(term))
+    wide = tuple(term for term in form.terms if is_wide(term, HUGE))
+    wide = wide or tuple(term for term in form.terms if is_wide(term))
     if wide:
         rest = Linear(tuple(term for term in form.terms if term not in wide), form.constant)
         if rest == ZERO and len(wide) == 2 and wide[0].factor * wide[1].factor < 0:
@@ -132,10 +134,11 @@ def _sides(form: Linear) -> tuple[Linear, Linear]:
     return left, right.plus(-form.constant)
 
 
-def is_wide(term: Term) -> bool:
-    """Whether a term may be so large that adding positions to it overflows."""
+def is_wide(term: Term, most: int = WIDE) -> bool:
+    """Whether a term may be so large that adding positions to it (with HUGE: squares of positions)
+    overflows."""
     low, high = form_range(Linear((term,)))
-    return max(abs(low), abs(high)) > WIDE
+    return max(abs(low), abs(high)) > most
 
 
 def where(c: Node, x: Node, y: Node) -> Node:

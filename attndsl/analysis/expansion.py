@@ -112,6 +112,9 @@ class Expansion:
         if isinstance(part, Any):
             return self._any([self.cases(p, source) for p in part.parts], part, source)
         if isinstance(part, Choice):
+            if isinstance(part.condition, Fixed) and isinstance(part.other, Opaque):
+                self.signs.given[part.condition.node] = None  # else nothing is known
+                return self.cases(part.then, source)
             taken = (part.condition, part.then), (part.otherwise, part.other)
             options = [
                 self._all([self.cases(p, source) for p in two], part, source) for two in taken

@@ -62,9 +62,9 @@ def coordinate(position: Node, axis: str, grid: Grid) -> Node:
     return simplified(found if place == 0 else make("floormod", found, grid.extents[place]))
 
 
-def coordinated(grid: Grid, mask: Node) -> Node:
-    """A simplified mask with its coordinates as leaves. Lookups stay as they are, for summaries are
-    known by their nodes."""
+def coordinated(grid: Grid, root: Node, within_lookups: bool = False) -> Node:
+    """A simplified expression with its coordinates as leaves. Lookups stay as they are unless
+    `within_lookups`, for summaries are known by their nodes."""
     leaves: dict[Node, Node] = {}
     for position in map(index, POSITIONS):
         for axis in reversed(grid.axes):  # of axes that mean the same (extents of 1) the first
@@ -76,7 +76,7 @@ def coordinated(grid: Grid, mask: Node) -> Node:
     def change(node: Node, args: tuple[Node, ...]) -> Node:
         if node in leaves:
             return leaves[node]
-        if node.op == "lookup":
+        if node.op == "lookup" and not within_lookups:
             return node
         for found in outermost:
             steps = _steps(found, node)
@@ -84,7 +84,7 @@ def coordinated(grid: Grid, mask: Node) -> Node:
                 return make("floordiv", leaves[found], constant(steps))
         return with_args(node, args)
 
-    return rebuild(mask, change)
+    return rebuild(root, change)
 
 
 def _steps(coordinate: Node, node: Node) -> int:

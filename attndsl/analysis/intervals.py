@@ -251,7 +251,7 @@ class Ranges:
         self, known: Mapping[Node, Range] | None = None, tables: Mapping[str, str] | None = None
     ) -> None:
         self.found: MutableMapping[Node, Range] = weakref.WeakKeyDictionary(dict(known or {}))
-        self.tables = tables or {}
+        self.tables = {} if tables is None else tables
         self._finite: MutableMapping[Node, bool] = weakref.WeakKeyDictionary()
 
     def of(self, root: Node) -> Range:
@@ -310,7 +310,7 @@ def range_of(root: Node) -> Range:
 
 
 class _AnyTable(dict[str, str]):
-    """Every table as one of int32: what is wider counts as a limit that nobody computes with."""
+    """Every table as one of int32."""
 
     def get(self, key: str, default: object = None) -> str:
         return "int32"
@@ -318,6 +318,7 @@ class _AnyTable(dict[str, str]):
 
 _USUAL_CALL = Ranges(tables=_AnyTable())
 _WRAPS: MutableMapping[Node, bool] = weakref.WeakKeyDictionary()
+_WRAPS_USUALLY: MutableMapping[Node, bool] = weakref.WeakKeyDictionary()
 
 
 def may_wrap(root: Node) -> bool:
@@ -325,12 +326,27 @@ def may_wrap(root: Node) -> bool:
 
     What the analysis concludes from exact numbers does not hold for such a node.
     """
-    for node in topological(root) if root not in _WRAPS else ():
-        if node not in _WRAPS:
-            low, high = _USUAL_CALL.of(node) if node.kind == "int" else (0, 0)
+    return _may_wrap(root, _ANY_CALL, _WRAPS)
+
+
+def may_wrap_usually(root: Node) -> bool:
+    """The same for tables whose entries fit 32 bits.
+
+    >>> from attndsl.ir.nodes import constant, index, lookup, make
+    >>> further = make("add", lookup("reach", "int", index("h")), constant(1))
+    >>> may_wrap(further), may_wrap_usually(further)
+    (True, False)
+    """
+    return _may_wrap(root, _USUAL_CALL, _WRAPS_USUALLY)
+
+
+def _may_wrap(root: Node, ranges: Ranges, stored: MutableMapping[Node, bool]) -> bool:
+    for node in topological(root) if root not in stored else ():
+        if node not in stored:
+            low, high = ranges.of(node) if node.kind == "int" else (0, 0)
             is_wide = low < -(2**63) or high >= 2**63
-            _WRAPS[node] = is_wide or any(_WRAPS[arg] for arg in node.args)
-    return _WRAPS[root]
+            stored[node] = is_wide or any(stored[arg] for arg in node.args)
+    return stored[root]
 
 
 def int_range(

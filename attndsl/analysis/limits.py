@@ -15,6 +15,7 @@ from attndsl.ir.nodes import Node, constant, index, make, substitute, topologica
 
 LARGEST = 2**63 - 2**40  # sums that the analysis makes stay below it
 SMALL = 2**20  # divisors and multipliers whose products may else pass it are taken as no larger
+ENTRY = 2**31  # as are entries of tables
 OTHER = {"q": "k", "k": "q"}
 Key = frozenset[tuple[tuple[int, ...], int]]
 
@@ -28,16 +29,21 @@ class Signs:
 
     def __init__(self) -> None:
         self.assumed: dict[Node, None] = {}
-        self.small: dict[Node, None] = {}
+        self.small: dict[Node, int] = {}  # and what its absolute value is taken to be at most
+        self.given: dict[Node, None] = {}  # conditions
         self._slopes: dict[tuple[Node, str], int | None] = {}
 
     def guard(self) -> Node:
-        """Whether all that was taken as positive is, and what was taken as small."""
-        least, most = constant(-SMALL), constant(SMALL)
+        """Whether all that was taken as positive is, and what was taken as small or as given."""
         return build.both(
+            *self.given,
             *(build.less(build.ZERO_NODE, node) for node in self.assumed),
-            *(build.at_most(node, most) for node in self.small),
-            *(build.at_most(least, node) for node in self.small if node not in self.assumed),
+            *(build.at_most(node, constant(most)) for node, most in self.small.items()),
+            *(
+                build.at_most(constant(-most), node)
+                for node, most in self.small.items()
+                if node not in self.assumed
+            ),
         )
 
     def of(self, form: Linear) -> int | None:
@@ -75,10 +81,11 @@ class Signs:
         if self._magnitude(form) < LARGEST:
             return True
         before = self.small
-        scalars = [n for n in topological(*form.atoms()) if n.op == "scalar" and n.kind == "int"]
-        self.small = before | dict.fromkeys(scalars)
-        if self._magnitude(form) < LARGEST:
-            return True
+        ints = [n for n in topological(*form.atoms()) if n.kind == "int" and is_fixed(n)]
+        for op, most in (("lookup", ENTRY), ("scalar", SMALL)):
+            self.small = self.small | dict.fromkeys((n for n in ints if n.op == op), most)
+            if self._magnitude(form) < LARGEST:
+                return True
         self.small = before
         return False
 
@@ -88,8 +95,8 @@ class Signs:
         return sum(sizes, abs(form.constant))
 
     def _size(self, atoms: tuple[Node, ...]) -> float:
-        """The largest absolute value of a product: m * (x // m) is no larger than x and m together.
-        An entry of a table that is computed with fits 32 bits, as in `intervals.may_wrap`."""
+        """The largest absolute value of a product: m * (x // m) is no larger than x and m
+        together."""
         for atom in atoms:
             if atom.op == "floordiv" and atom.args[1] in atoms:
                 rest = list(atoms)
@@ -107,9 +114,7 @@ class Signs:
 
     def _extent(self, node: Node) -> float:
         if node in self.small:
-            return SMALL
-        if node.op == "lookup":
-            return 2.0**31
+            return self.small[node]
         most = max(map(abs, range_of(node)))
         if node.op == "floordiv" and self.of(linear(node.args[1])) == 1:
             return min(most, self._magnitude(linear(node.args[0])))

@@ -165,6 +165,8 @@ def quotient(x: Linear, y: Linear) -> Linear:
     if m == 0 or x == ZERO:
         return ZERO
     if m < 0:
+        if not _is_negatable(x):
+            return atom(make("floordiv", written(x), written(y)))
         return quotient(-x, number(-m))
     if m == 1:
         return x
@@ -191,11 +193,18 @@ def remainder(x: Linear, y: Linear) -> Linear:
         return ZERO if x == ZERO else atom(make("floormod", written(x), written(y)))
     m = y.constant
     if m < 0:
+        if not _is_negatable(x):
+            return atom(make("floormod", written(x), written(y)))
         return -remainder(-x, number(-m))
     if m <= 1:
         return ZERO
     rest = Linear(tuple(t for t in x.terms if t.factor % m), x.constant % m)
     return rest if rest.is_constant else atom(make("floormod", written(rest), constant(m)))
+
+
+def _is_negatable(form: Linear) -> bool:
+    """Whether the negative of a value fits 64 bits too: that of the least int64 does not."""
+    return form_range(form)[0] > -(2**63)
 
 
 def tidied(form: Linear) -> Linear:

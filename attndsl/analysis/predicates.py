@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attndsl.analysis import build
-from attndsl.analysis.intervals import may_wrap
+from attndsl.analysis.intervals import INT32, may_wrap, may_wrap_usually
 from attndsl.analysis.linear import PAIR_INDICES, Linear, Term, linear
-from attndsl.ir.nodes import FALSE, TRUE, Node, topological
+from attndsl.ir.nodes import FALSE, TRUE, Node, find, topological
 
 MOST_LITERALS = 64  # a comparison that would split into more stays as it is
 MOST_PARTS = 48  # a longer conjunction or disjunction stays nested
@@ -43,14 +43,21 @@ class Opaque:
 
 @dataclass(frozen=True)
 class All:
+    """All of the parts. `whole` is the comparison `whole <= 0` that was taken apart, where its
+    interval says what those of the parts do not: that of |x| + |y|, for example."""
+
     parts: tuple[Predicate, ...]
     depth: int
+    whole: Linear | None = None
 
 
 @dataclass(frozen=True)
 class Any:
+    """Any of the parts; `whole` as in All."""
+
     parts: tuple[Predicate, ...]
     depth: int
+    whole: Linear | None = None
 
 
 @dataclass(frozen=True)
@@ -81,10 +88,13 @@ def some(*parts: Predicate) -> Predicate:
 def _joined(
     join: type[All] | type[Any], parts: tuple[Predicate, ...], neutral: Fixed, absorbing: Fixed
 ) -> Predicate:
-    if sum(len(part.parts) if isinstance(part, join) else 1 for part in parts) <= MOST_PARTS:
-        parts = tuple(
-            p for part in parts for p in (part.parts if isinstance(part, join) else (part,))
-        )
+
+    def taken_apart(part: Predicate) -> tuple[Predicate, ...]:
+        is_plain = isinstance(part, join) and part.whole is None
+        return part.parts if is_plain and isinstance(part, (All, Any)) else (part,)
+
+    if sum(len(taken_apart(part)) for part in parts) <= MOST_PARTS:
+        parts = tuple(p for part in parts for p in taken_apart(part))
     kept = {id(part): part for part in parts if not _is(part, neutral)}
     if any(_is(part, absorbing) for part in kept.values()):
         return absorbing
@@ -115,7 +125,17 @@ def is_fixed(node: Node) -> bool:
 
 def not_positive(form: Linear) -> Predicate:
     """`form <= 0` in normal form: min, max, abs and conditionals in it become several literals."""
-    return _Splitter().split(form)
+    found = _Splitter().split(form)
+    several = [term for term in form.terms if _is_split(term)]
+    if isinstance(found, (All, Any)) and len(several) > 1:
+        return replace(found, whole=form)
+    return found
+
+
+def _is_split(term: Term) -> bool:
+    """Whether a term is a min, max, abs or conditional of q or k."""
+    node = term.atoms[0]
+    return len(term.atoms) == 1 and node.op in ("min", "max", "abs", "where") and term.varies
 
 
 class _Splitter:
@@ -130,10 +150,8 @@ class _Splitter:
         if not form.varies:
             return Fixed(build.not_positive(form))
         for term in form.terms:
-            node = term.atoms[0]
-            if len(term.atoms) == 1 and node.op in ("min", "max", "abs", "where") and term.varies:
-                if self.left > 0:
-                    return self._split_at(form.without(term), term, node)
+            if _is_split(term) and self.left > 0:
+                return self._split_at(form.without(term), term, term.atoms[0])
         return Literal(form)
 
     def _split_at(self, rest: Linear, term: Term, node: Node) -> Predicate:
@@ -189,7 +207,11 @@ def _normal(node: Node, wanted: bool, of: Callable[[Node, bool], Predicate]) -> 
         return Fixed(node if wanted else build.negation(node))
     args = node.args
     if node.op in ("lt", "le", "eq", "ne") and may_wrap(node):
-        return Opaque(node, not wanted)
+        unknown = Opaque(node, not wanted)
+        if args[0].kind != "int" or may_wrap_usually(node):
+            return unknown
+        compared = _comparison(node.op, linear(args[0]) - linear(args[1]), wanted)
+        return choice(*_entries_fit(node), compared, unknown)
     if node.op == "not":
         return of(args[0], not wanted)
     if node.op in ("and", "or"):
@@ -207,6 +229,16 @@ def _normal(node: Node, wanted: bool, of: Callable[[Node, bool], Predicate]) -> 
     if node.op in ("lt", "le", "eq", "ne") and args[0].kind == "int":
         return _comparison(node.op, linear(args[0]) - linear(args[1]), wanted)
     return Opaque(node, not wanted)
+
+
+def _entries_fit(root: Node) -> tuple[Predicate, Predicate]:
+    """That the entries of tables that a comparison computes with fit 32 bits, and its negation."""
+    forms: list[Linear] = []
+    for node in find(root, "lookup"):
+        if node.kind == "int":
+            entry = linear(node)
+            forms += [entry.plus(-INT32[1]), (-entry).plus(INT32[0])]
+    return every(*map(not_positive, forms)), some(*(not_positive((-f).plus(1)) for f in forms))
 
 
 def _comparison(op: str, form: Linear, wanted: bool) -> Predicate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from attndsl.analysis.build import HIGHEST, LOWEST
 from attndsl.analysis.facts import Loss, Segment, TileFacts
@@ -11,11 +12,13 @@ from attndsl.analysis.ranges import solve_keys, solve_queries
 from attndsl.analysis.summaries import Summarised, Summary, summarise
 from attndsl.analysis.tiles import classify
 from attndsl.ir.nodes import OUT, SCORE, Node, find, substitute, topological
-from attndsl.ir.program import Program
+from attndsl.ir.program import Grid, Program
 from attndsl.plan.configs import chunks, configs, work_of
 from attndsl.plan.kernel_plan import KernelPlan, Leaf, Level, Request, Strategy
 from attndsl.transform.differentiate import differentiate
 from attndsl.transform.simplify import simplified
+
+TORCH_BOX = (128, 128)  # queries and keys of the boxes of the engine on CPU
 
 # The segments of an order in which positions say nothing: every tile, none of them full.
 WHOLE = (Segment(LOWEST, HIGHEST, HIGHEST, LOWEST),)
@@ -24,8 +27,7 @@ WHOLE = (Segment(LOWEST, HIGHEST, HIGHEST, LOWEST),)
 def plan(program: Program, request: Request) -> KernelPlan:
     """The plan of a simplified program for a request."""
     logit = program.score
-    weight = program.weights.value
-    value = logit if weight is None else simplified(substitute(weight, {SCORE: logit}))
+    value = value_of(program)
     forward, backward_dq, backward_dkv = configs(request, work_of(value, program.mask))
     output = program.output
     sink = program.weights.sink
@@ -56,6 +58,14 @@ def plan(program: Program, request: Request) -> KernelPlan:
     )
 
 
+def value_of(program: Program) -> Node:
+    """The value of a pair, by the raw score: see KernelPlan."""
+    weight = program.weights.value
+    return (
+        program.score if weight is None else simplified(substitute(weight, {SCORE: program.score}))
+    )
+
+
 @dataclass(frozen=True)
 class Tiles:
     """What a plan says of tiles: see KernelPlan."""
@@ -70,16 +80,35 @@ class Tiles:
 
 def tiles_of(program: Program, request: Request) -> Tiles:
     """How the kernels of a program find their tiles."""
-    summarised = summarise(program.mask, not {"q_offset", "k_offset"} & set(request.per_batch))
+    moves = bool({"q_offset", "k_offset"} & set(request.per_batch))
     if request.order == "boxes":
-        assert program.grid is not None
-        facts = classify_boxes(program.grid, summarised.mask, summarised.extremes)
-        return Tiles(WHOLE, WHOLE, facts, summarised.summaries, "lists", ())
+        assert program.grid is not None and not moves
+        return boxes_of(program, program.grid)
+    summarised = summarise(program.mask, not moves)
     facts = classify(summarised.mask, summarised.extremes)
     keys, queries = solve_keys(program.mask), solve_queries(program.mask)
     losses = tuple(dict.fromkeys((*keys.losses, *queries.losses)))
     strategy = strategy_of(summarised, facts, losses)
     return Tiles(keys.segments, queries.segments, facts, summarised.summaries, strategy, losses)
+
+
+def boxes_of(program: Program, grid: Grid) -> Tiles:
+    """How tiles are found that are boxes: by their coordinates, and summaries of one axis. Those of
+    a table by query and key would need a copy of it in the order of the boxes."""
+    tables = [s.node for s in summarise(program.mask).summaries if len(s.axes) == 2]
+    summarised = summarise(program.mask, are_rows_aligned=False)
+    facts = classify_boxes(grid, summarised.mask, summarised.extremes)
+    losses = tuple(Loss(node, "boxes do not summarise a table by query and key") for node in tables)
+    return Tiles(WHOLE, WHOLE, facts, summarised.summaries, "lists", losses)
+
+
+@lru_cache(maxsize=256)
+def block_of(program: Program, request: Request) -> tuple[int, int]:
+    """Queries and keys of a tile of the forward, by which the order of a call is chosen."""
+    if request.backend == "torch":
+        return TORCH_BOX
+    forward, *_ = configs(request, work_of(value_of(program), program.mask))
+    return forward.block_m, forward.block_n
 
 
 def strategy_of(summarised: Summarised, facts: TileFacts, losses: tuple[Loss, ...]) -> Strategy:

@@ -105,7 +105,7 @@ class BoxTest:
 def extreme(summary: Summary, what: str, seen: View, boxes: Tiles) -> Tensor:
     """The least or greatest value of a summary in each box, or the bits of those that occur."""
     value = as_bytes(profile(summary, seen))
-    positions = positions_of(boxes.grid, boxes.box).to(seen.device)
+    positions = positions_of(boxes.grid, boxes.box, seen.device)
     # What a clipped box lacks stands for its first position, which is always there.
     inside = value[:, :, torch.where(positions < 0, positions[:, :1], positions)]
     if what == "signature":

@@ -8,8 +8,8 @@ from math import prod
 
 from attndsl.ir.nodes import find
 from attndsl.plan.kernel_plan import MOST_LISTED, Config, KernelPlan, Summary
+from attndsl.plan.planner import TORCH_BOX
 from attndsl.report.loops import axes_of, summaries_used, varies_by
-from attndsl.report.orders import TORCH_TILE
 from attndsl.report.table import figure
 from attndsl.report.visits import MOST_SPANS, call_of, torch_module
 from attndsl.runtime.blocks import is_slice
@@ -25,11 +25,13 @@ class Preparation:
     """Bytes that a forward and a backward allocate before their kernels run.
 
     profiles   values of the mask by position
+    ordered    positions in the order of the boxes, and those values in that order
     blocks     their extremes and signatures per block of positions
     lists      lists of tiles
     """
 
     profiles: int
+    ordered: int
     blocks: int
     lists: int
 
@@ -37,14 +39,15 @@ class Preparation:
 def preparation_of(plan: KernelPlan, seen: View) -> Preparation:
     """What lists need; of "ranges" all are 0."""
     if plan.strategy != "lists":
-        return Preparation(0, 0, 0)
+        return Preparation(0, 0, 0, 0)
     kernels = [(plan.forward, False), (plan.backward_dq, False), (plan.backward_dkv, True)]
     if plan.request.backend == "torch":
-        kernels = [(Config(*TORCH_TILE), False)]
+        kernels = [(Config(*TORCH_BOX), False)]
     shapes = {(config.block_m, config.block_n) for config, _ in kernels}
     used = summaries_used(plan)
     return Preparation(
         profiles=sum(profile_bytes(summary, seen) for summary in used),
+        ordered=sum(ordered_bytes(plan, used, seen, shape) for shape in shapes),
         blocks=sum(block_bytes(plan, summary, seen, shape) for shape in shapes for summary in used),
         lists=0
         if plan.request.backend == "torch"
@@ -84,6 +87,20 @@ def profile_bytes(summary: Summary, seen: View) -> int:
     return copies_of(summary, seen) * entries * ITEM_BYTES[summary.kind]
 
 
+def ordered_bytes(plan: KernelPlan, used: list[Summary], seen: View, block: tuple[int, int]) -> int:
+    """Of the summaries in the order of the boxes, and the numbers by which they are gathered."""
+    if plan.grid is None:
+        return 0
+    total = 0
+    numbers: dict[int, int] = {}
+    for axis, tiles, size in zip("qk", tiles_along(plan, seen, block), block, strict=True):
+        along = [summary for summary in used if summary.axes == (axis,)]
+        each = sum(copies_of(summary, seen) * ITEM_BYTES[summary.kind] for summary in along)
+        total += tiles * size * each
+        numbers |= {size: 8 * tiles * size} if along else {}
+    return total + sum(numbers.values())
+
+
 def block_bytes(plan: KernelPlan, summary: Summary, seen: View, block: tuple[int, int]) -> int:
     facts = (plan.tile.possible, plan.tile.certain)
     names = {node.name for root in facts for node in find(root, "summary")}
@@ -109,6 +126,7 @@ def preparation_lines(plan: KernelPlan, seen: View) -> list[str]:
     found = preparation_of(plan, seen)
     parts = (
         ("values by position", found.profiles),
+        ("values in the order of boxes", found.ordered),
         ("values by block", found.blocks),
         ("lists", found.lists),
     )
@@ -123,7 +141,7 @@ def preparation_lines(plan: KernelPlan, seen: View) -> list[str]:
 def measured(plan: KernelPlan, seen: View) -> float | None:
     """Seconds that the PyTorch module of the program prepares on this machine; None where the call
     is too long to try."""
-    blocks = -(-seen.sizes["Nq"] // TORCH_TILE[0])
+    blocks = -(-seen.sizes["Nq"] // TORCH_BOX[0])
     copies = {"b": seen.sizes["B"], "h": seen.sizes["H"]}
     for axis in varies_by(plan, seen):
         blocks *= copies[axis]

@@ -297,7 +297,7 @@ def strategy_lines(plan: KernelPlan, seen: View) -> list[str]:
     tiles = "tiles inside the ranges" if plan.grid is None else "boxes"
     how = f"{tiles} are classified and listed on the device, by another kernel"
     if plan.request.backend == "torch":
-        how = f"{tiles} are classified" + (", wide ones first" if plan.grid is None else "")
+        how = f"{tiles} are classified, wide ones first"
     return [f"lists: {reason};", how, *preparation_lines(plan, seen)]
 
 

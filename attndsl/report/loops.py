@@ -188,7 +188,7 @@ def lanes_of(plan: KernelPlan, seen: View, axes: Axes, most: int = MOST_LANES) -
 
 def entries_of(boxes: Tiles, numbers: Tensor, lengths: Tensor) -> Tensor:
     """How many positions of each box lie below the length that goes with it."""
-    positions = positions_of(boxes.grid, boxes.box).to(numbers.device)
+    positions = positions_of(boxes.grid, boxes.box, numbers.device)
     found = torch.zeros_like(numbers)
     for length in torch.unique(lengths):
         there = ((positions >= 0) & (positions < length)).sum(1)

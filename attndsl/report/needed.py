@@ -86,4 +86,4 @@ def entries(boxes: Tiles | None, block: int, numbers: Tensor) -> Tensor:
     """The elements of tiles: int64 [tiles, elements], -1 beyond the grid of a box."""
     if boxes is None:
         return numbers[:, None] * block + torch.arange(block, device=numbers.device)
-    return positions_of(boxes.grid, boxes.box).to(numbers.device)[numbers]
+    return positions_of(boxes.grid, boxes.box, numbers.device)[numbers]

@@ -7,45 +7,35 @@ from dataclasses import replace
 from math import prod
 
 import torch
+from torch import Tensor
 
 from attndsl.ir.nodes import topological
 from attndsl.ir.program import Program
 from attndsl.plan.kernel_plan import KernelPlan, Request
+from attndsl.plan.planner import TORCH_BOX
 from attndsl.plan.planner import plan as make_plan
 from attndsl.report.table import figure
-from attndsl.runtime.order import Extents, Order, Work, box_of, counts_of, is_boxable_once, order_of
+from attndsl.runtime.order import Extents, Order, Work, box_of, counts_of, order_of_call
 from attndsl.runtime.views import View
-
-TORCH_TILE = (128, 128)  # what tiles of a PyTorch module are counted in
 
 
 def plan_of_call(program: Program, request: Request, seen: View) -> tuple[KernelPlan, Order]:
     """The plan for a call like a view's, and the order of its tiles with the numbers behind it."""
     request = replace(request, per_batch=seen.per_batch)
-    plan = make_plan(program, request)
-    block = (plan.forward.block_m, plan.forward.block_n)
-    order = order_of_call(program, seen, TORCH_TILE if request.backend == "torch" else block)
-    if order.name == "boxes":
-        plan = make_plan(program, replace(request, order="boxes"))
-    return plan, order
+    order = order_seen(program, request, seen)
+    return make_plan(program, replace(request, order=order.name)), order
 
 
-def order_of_call(program: Program, seen: View, block: tuple[int, int]) -> Order:
-    """What `order_of` says, for a call that has all that the grid is computed from."""
-    if not is_boxable_once(program):
-        return order_of(program, {}, {}, *block)
-    if not (is_nought(seen.q_offset) and is_nought(seen.k_offset)):
-        return Order("linear", "queries or keys do not begin at position 0")
-    assert program.grid is not None
-    for node in topological(*program.grid.extents, program.grid.start):
+def order_seen(program: Program, request: Request, seen: View) -> Order:
+    """What the runtime chooses, where the view has all that the grid is computed from."""
+    grid = program.grid
+    for node in topological(*grid.extents, grid.start) if grid else ():
         known = {"scalar": seen.scalars, "size": seen.sizes}.get(node.op)
         if known is not None and node.name not in known:
             return Order("linear", f"`{node.name}` is not given, on which the grid depends")
-    return order_of(program, seen.sizes, seen.scalars, *block)
-
-
-def is_nought(offset: object) -> bool:
-    return isinstance(offset, int) and offset == 0
+    offsets = (seen.q_offset, seen.k_offset)
+    first, second = (0 if isinstance(offset, Tensor) else offset for offset in offsets)
+    return order_of_call(program, request, seen.sizes, seen.scalars, (first, second))
 
 
 # -- for a person ------------------------------------------------------------------------------
@@ -78,7 +68,7 @@ def order_lines(plan: KernelPlan, seen: View, order: Order) -> list[str]:
 def blocks_of(plan: KernelPlan) -> list[tuple[int, int]]:
     """Queries and keys of a tile in each kernel, forward first."""
     if plan.request.backend == "torch":
-        return [TORCH_TILE]
+        return [TORCH_BOX]
     kernels = (plan.forward, plan.backward_dq, plan.backward_dkv)
     return [(config.block_m, config.block_n) for config in kernels]
 
@@ -107,8 +97,8 @@ def cost_of_boxes(plan: KernelPlan, seen: View, order: Order) -> str:
     """What the order itself costs: arithmetic or copies, and elements beyond the grid."""
     if plan.request.backend == "torch":
         return (
-            "the order costs copies of query, key and value and of the results: "
-            f"{figure(permuted_bytes(plan, seen), 'B')} in forward"
+            f"the order costs a copy of key and value, {figure(copied_bytes(plan, seen), 'B')}; "
+            "rows are gathered block by block"
         )
     padding = []
     for what, block in zip(("rows", "columns"), blocks_of(plan)[0], strict=True):
@@ -126,10 +116,8 @@ def padded(what: str, grid: Extents, box: Extents) -> str:
     return "" if count == prod(grid) else f"{count:,} {what} for {prod(grid):,}"
 
 
-def permuted_bytes(plan: KernelPlan, seen: View) -> int:
-    """Of query, key, value and out, all positions in another order."""
-    sizes, request = seen.sizes, plan.request
-    rows, columns = sizes["H"] * sizes["Nq"], sizes["Hk"] * sizes["Nk"]
-    width = request.head_dim + request.value_dim
-    entry = int(getattr(torch, request.dtype).itemsize)
-    return sizes["B"] * (rows + columns) * width * entry
+def copied_bytes(plan: KernelPlan, seen: View) -> int:
+    """Of key and value in the order of the boxes."""
+    width = plan.request.head_dim + plan.request.value_dim
+    entry = int(getattr(torch, plan.request.dtype).itemsize)
+    return seen.sizes["B"] * seen.sizes["Hk"] * seen.sizes["Nk"] * width * entry

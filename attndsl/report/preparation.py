@@ -146,11 +146,21 @@ def preparation(
     query = torch.zeros(1, 1, length, 16, dtype=dtype, device=device)
     program = attention.program
     tensors = tuple(given[t.name] for t in program.tensors)
-    scalars = tuple(given[s.name] for s in program.scalars)
+    scalars = {s.name: given[s.name] for s in program.scalars}
+    inputs = (query, query, query)
     module = module_for(
-        attention._handle, program, attention.backend, query, query, query, tensors, {}, ()
+        attention._handle,
+        program,
+        attention.backend,
+        *inputs,
+        tensors,
+        {},
+        (),
+        scalars,
+        (0, 0),
     )
-    return lambda: module.run_spans(query, query, query, 1.0, 0, 0, None, tensors, scalars)
+    values = tuple(scalars.values())
+    return lambda: module.run_spans(*inputs, 1.0, 0, 0, None, tensors, values)
 
 
 def _block_mask(case: Case, length: int, device: str) -> float:

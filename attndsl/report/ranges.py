@@ -135,7 +135,7 @@ def is_never(start: Node, end: Node) -> bool:
 def proof_lines(plan: KernelPlan) -> list[str]:
     """What holds for every call, with what it assumes."""
     rows = []
-    for proof in proofs_of(plan.program, plan.keys):
+    for proof in proofs_of(plan.program, () if plan.grid else plan.keys):
         first, *rest = proof.assumes or ("",)
         assumed = ", ".join([first, *(text.removeprefix("while ") for text in rest)])
         rows.append(f"{proof.what} {assumed}".rstrip())

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attndsl.ir import text as ir_text
 from attndsl.plan.kernel_plan import KernelPlan, Request
+from attndsl.plan.planner import TORCH_BOX
 from attndsl.report.boxes import entries_per_box, loop_over_boxes
 from attndsl.report.lists import base_blocks, loop_over_lists
 from attndsl.report.loops import (
@@ -24,7 +25,6 @@ from attndsl.report.loops import (
     reach_of_lanes,
 )
 from attndsl.report.needed import Needed, needed_of
-from attndsl.report.orders import TORCH_TILE
 from attndsl.report.table import About, share, table
 from attndsl.runtime import cache
 from attndsl.runtime.blocks import Blocks
@@ -183,14 +183,14 @@ def torch_loops(plan: KernelPlan, seen: View) -> Loops:
     """What the blocks of a PyTorch module run over, in tiles of their rows and of the columns that
     it classifies by themselves. Of a long call it is found as the module would find it; with lists
     that is an estimate."""
-    axes = axes_of(plan, seen, TORCH_TILE, by_keys=False)
+    axes = axes_of(plan, seen, TORCH_BOX, by_keys=False)
     lanes = lanes_of(plan, seen, axes)
     if 0 < len(lanes) <= MOST_SPANS and 0 < len(lanes) * axes.tiles <= MOST_MARKS:
         return loops_of_module(plan, seen, axes, lanes)
     if plan.grid is not None:
         return replace(loop_over_boxes(plan, seen, axes), is_estimate=True)
     if plan.strategy == "lists":
-        loops = loop_over_lists(plan, seen, axes, base_blocks(seen, [TORCH_TILE]))
+        loops = loop_over_lists(plan, seen, axes, base_blocks(seen, [TORCH_BOX]))
         return replace(loops, is_estimate=True)
     columns = reach_of_lanes(seen, axes, lanes).outer.total
     return replace(loop_over_ranges(plan, seen, axes), pairs=columns * lanes.extent)

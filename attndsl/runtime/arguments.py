@@ -378,7 +378,7 @@ def keep_symbolic(scale: float, floats: list[float]) -> tuple[float, list[float]
     both = [scale, *floats]
     if all(has_static_value(number) for number in both):
         return scale, floats, None
-    one = torch.ones((), dtype=torch.float64)
+    one = torch.ones((), dtype=torch.float64, device="cpu")
     return 0.0, [], torch.stack([one * number for number in both])
 
 

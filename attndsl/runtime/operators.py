@@ -11,6 +11,7 @@ import importlib.util
 import os
 import types
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,15 @@ from attndsl.ir import text as ir_text
 from attndsl.ir.program import Program
 from attndsl.plan.kernel_plan import Request
 from attndsl.runtime import cache
-from attndsl.runtime.arguments import check_backend, check_call, check_values, unpack
+from attndsl.runtime.arguments import (
+    check_backend,
+    check_call,
+    check_values,
+    input_sizes,
+    unpack,
+)
+from attndsl.runtime.dims import bind_dims
+from attndsl.runtime.order import is_boxable_once, order_of_call
 
 PROGRAMS: dict[str, Program] = {}
 
@@ -80,7 +89,10 @@ def forward(
     shapes = forward_shapes(loaded, query, value)
     if not query.numel():
         return shapes
-    module = module_for(program, loaded, backend, query, key, value, tensors, batch_ints, ())
+    offsets = (q_offset, k_offset)
+    module = module_for(
+        program, loaded, backend, query, key, value, tensors, batch_ints, (), scalars, offsets
+    )
     with no_autocast(query):
         out, raw, stat = module.run_forward(
             query,
@@ -177,8 +189,10 @@ def backward(
             for t in (query, key, value, *marked.values())
         ]
     batch_ints = {"q_offset": q_offsets, "k_offset": k_offsets, "k_len": k_len}
+    offsets = (q_offset, k_offset)
+    wanted = tuple(marked)
     module = module_for(
-        program, loaded, backend, query, key, value, tensors, batch_ints, tuple(marked)
+        program, loaded, backend, query, key, value, tensors, batch_ints, wanted, scalars, offsets
     )
     with no_autocast(query):
         found = module.run_backward(
@@ -326,8 +340,11 @@ def module_for(
     tensors: Sequence[Tensor],
     batch_ints: Mapping[str, Tensor | None],
     grads: tuple[str, ...],
+    scalars: Mapping[str, bool | int | float],
+    offsets: tuple[int, int],
 ) -> types.ModuleType:
-    """The generated module for real tensors."""
+    """The generated module for real tensors; `offsets` of queries and keys where no tensor has
+    them."""
     check_backend(backend, query, value)
     inputs = (query, key, value)
     request = Request(
@@ -347,6 +364,11 @@ def module_for(
             "Triton's interpreter computes wrongly with bfloat16 (NumPy has no such type); give "
             'float16 or float32 tensors, or compile with backend="torch"'
         )
+    if is_boxable_once(program):
+        shapes = {t.name: given.shape for t, given in zip(program.tensors, tensors, strict=True)}
+        sizes = bind_dims(program, shapes, input_sizes(query, key, value), scalars)
+        order = order_of_call(program, request, sizes, scalars, offsets)
+        request = replace(request, order=order.name)
     return cache.module_of(handle, program, request)
 
 

@@ -1,21 +1,10 @@
-"""order_of: whether the tiles of a call are runs of positions or boxes of its grid.
-
-A box has extents that are powers of two. Boxes are numbered row-major, and so are the rows of a
-box. Of grid extents E and box extents e, last axis fastest:
-
-    counts[j] = ceil(E[j] / e[j])           boxes along an axis
-    corner[j] = number // counts[j + 1:].product() % counts[j] * e[j]
-    offset[j] = row // e[j + 1:].product() % e[j]
-    position  = sum over j of (corner[j] + offset[j]) * E[j + 1:].product()
-    is there  = all of corner[j] + offset[j] < E[j]
-"""
+"""order_of: whether the tiles of a call are runs of positions or boxes of its grid."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import permutations
 from math import prod
 from typing import Literal
 
@@ -27,10 +16,15 @@ from attndsl.analysis.grids import classify_boxes, is_boxable
 from attndsl.analysis.tiles import classify
 from attndsl.ir.nodes import Node, find, index, lookup, substitute, topological
 from attndsl.ir.program import Program
+from attndsl.plan.boxes import attn_box, attn_counts, attn_positions
+from attndsl.plan.kernel_plan import Request
+from attndsl.plan.planner import block_of
 from attndsl.reference import Number, Values, evaluate
 from attndsl.runtime.dims import compute_dim
 
 Extents = tuple[int, ...]
+
+box_of, counts_of, positions_of = attn_box, attn_counts, attn_positions
 
 BOXES_PAY = 0.85  # of the linear order's pairs: gathered rows and lists cost something, too
 MOST_SAMPLES, FEWEST_SAMPLES = 64, 8  # tiles of queries that are looked at
@@ -76,6 +70,23 @@ class Order:
     key_box: Extents = ()
     linear: Work | None = None
     boxes: Work | None = None
+
+
+def order_of_call(
+    program: Program,
+    request: Request,
+    sizes: Mapping[str, int],
+    scalars: Mapping[str, Number],
+    offsets: tuple[int, int],
+) -> Order:
+    """The order for a call; `request` says how its kernels are made, apart from that.
+
+    offsets  positions of the first query and key, where no tensor has them (`request.per_batch`)
+    """
+    if is_boxable_once(program):
+        if offsets != (0, 0) or {"q_offset", "k_offset"} & set(request.per_batch):
+            return Order("linear", "queries or keys do not begin at position 0")
+    return order_of(program, sizes, scalars, *block_of(program, request))
 
 
 def order_of(
@@ -164,52 +175,6 @@ def _facts(program: Program) -> tuple[TileFacts, TileFacts]:
         unknown[node] = lookup(f"unknown {number}", node.kind, index("q"), index("k"))
     mask = substitute(program.mask, unknown)
     return classify(mask), classify_boxes(program.grid, mask)
-
-
-# Boxes
-
-
-def box_of(positions: int, grid: Extents) -> Extents:
-    """Extents of the boxes of so many positions (a power of two): powers of two, as even as they
-    can be, later axes longer; no longer than the grid needs; or, where that leaves clearly fewer
-    boxes, with one axis half and another twice as long.
-
-    >>> box_of(128, (56, 56)), box_of(64, (16, 48, 80)), box_of(128, (30, 48, 80))
-    ((8, 16), (4, 4, 4), (2, 8, 8))
-    """
-    box = [1] * len(grid)
-    while prod(box) < positions:
-        short = [j for j, extent in enumerate(grid) if box[j] < extent] or [len(grid) - 1]
-        box[min(reversed(short), key=lambda j: box[j])] *= 2
-    even = tuple(box)
-    others = [_shifted(even, i, j) for i, j in permutations(range(len(grid)), 2) if even[i] > 1]
-    best = min(others, key=lambda e: (prod(counts_of(grid, e)), max(e) / min(e), e), default=even)
-    return best if prod(counts_of(grid, best)) < 0.95 * prod(counts_of(grid, even)) else even
-
-
-def _shifted(box: Extents, shorter: int, longer: int) -> Extents:
-    found = list(box)
-    found[shorter] //= 2
-    found[longer] *= 2
-    return tuple(found)
-
-
-def counts_of(grid: Extents, box: Extents) -> Extents:
-    """Boxes along each axis."""
-    return tuple(-(-extent // size) for extent, size in zip(grid, box, strict=True))
-
-
-def positions_of(grid: Extents, box: Extents) -> Tensor:
-    """Positions of every box: int64 [boxes, rows of a box], -1 beyond the grid."""
-    found = torch.zeros((1, 1), dtype=torch.int64)
-    there = torch.ones((1, 1), dtype=torch.bool)
-    for extent, size in zip(grid, box, strict=True):
-        along = torch.arange(-(-extent // size) * size).view(1, -1, 1, size)
-        boxes, rows = found.shape
-        found = found.view(boxes, 1, rows, 1) * extent + along
-        there = there.view(boxes, 1, rows, 1) & (along < extent)
-        found, there = (x.reshape(boxes * along.shape[1], rows * size) for x in (found, there))
-    return torch.where(there, found, -1)
 
 
 # Tiles of both orders

@@ -12,7 +12,7 @@ from attndsl.diagnostics import ArgumentError
 from attndsl.ir.nodes import Node, find
 from attndsl.ir.program import SIZES, Program
 from attndsl.reference import Number, Values, keep_pairs, positions
-from attndsl.runtime.arguments import Slot, collect, take_batch_ints, take_offset
+from attndsl.runtime.arguments import Slot, check_values, collect, take_batch_ints, take_offset
 from attndsl.runtime.dims import bind_dims, is_binding, write_type
 
 EMPTY, PARTIAL, FULL = 0, 1, 2  # what a tile is
@@ -70,6 +70,7 @@ def view(
         if tensor.device != place:
             raise ArgumentError(f"{name}: expected a tensor on {place}, got one on {tensor.device}")
     known = solve_sizes(program, sizes, tensors, batch_ints)
+    check_values(known, scalars, 1.0, batch_ints)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     return View(
         sizes=bind_dims(program, shapes, known, scalars),

@@ -51,9 +51,13 @@ def write_backward(lines: Lines, plan: KernelPlan) -> None:
             if has_raw_gradient(plan):
                 rows = "(grad_rows * scale).view(*query_block.shape[:4], size_D)"
                 lines.add(f"grad_query_parts[here] += {rows}")
+            if has_own_dots(plan):
+                lines.add("grad_query_parts[here] += grad_dots")
         for level in ("row", "column"):
             names = {leaf.node: name for leaf, name in summed_leaves(plan, level)}
             write_leaves(lines, plan, level, names)
+        if plan.grid is not None:
+            lines.add(*(f"{x} = attn_reordered({x}, order)" for x in ("grad_keys", "grad_values")))
         results = [
             "grad_query.to(query.dtype)",
             "grad_keys.view(key.shape).to(key.dtype)",
@@ -74,6 +78,15 @@ def has_raw_gradient(plan: KernelPlan) -> bool:
 def is_pair(leaf: Leaf) -> bool:
     """Whether a leaf's adjoint is needed for every pair: a dot with a key's table row is one."""
     return leaf.level == "pair" or (leaf.node.op == "dot" and leaf.level == "column")
+
+
+def has_own_dots(plan: KernelPlan) -> bool:
+    """Whether what dots pass to the rows of a block is summed by itself first: rows that lie apart
+    are no view of the query's gradient."""
+    return plan.grid is not None and any(
+        leaf.node.op == "dot" and is_pair(leaf) and not is_const(leaf.partial, 0.0)
+        for leaf in plan.leaves
+    )
 
 
 def summed_leaves(plan: KernelPlan, level: str) -> list[tuple[Leaf, str]]:
@@ -104,12 +117,12 @@ def backward_roots(plan: KernelPlan) -> list[Node]:
 
 def gathered_indices(plan: KernelPlan) -> list[Node]:
     """The indices of leaves whose adjoints are scattered pair by pair."""
-    distances = Distances()
+    distances = Distances(plan)
     return [
         arg
         for leaf in plan.leaves
         if is_pair(leaf)
-        and not is_window(leaf.node)
+        and not is_window(plan, leaf.node)
         and not distances.has_distance_index(leaf.node)
         for arg in leaf.node.args
     ]
@@ -145,6 +158,8 @@ def write_rows(lines: Lines, plan: KernelPlan) -> None:
     lines.add("grad_block = grad_raw_parts[here].flatten(2, 3).flatten(0, 1)")
     if has_raw_gradient(plan):
         lines.add("grad_rows = torch.zeros_like(packed)")
+    if has_own_dots(plan):
+        lines.add("grad_dots = torch.zeros_like(query_block)")
     if plan.form != "elementwise":
         lines.add(
             "delta_block = delta_parts[here].flatten(2).flatten(0, 1)[..., None]",
@@ -219,7 +234,8 @@ def write_leaf(block: Block, leaf: Leaf) -> None:
         return
     lines.origin(plan.program, node)
     text = adjoint_text(block, leaf.partial)
-    for level, place, axis in (("row", "start:stop", -1), ("column", "first:end", -2)):
+    row, column = ("start:stop", "first:end") if plan.grid is None else ("rows", "order[first:end]")
+    for level, place, axis in (("row", row, -1), ("column", column, -2)):
         for other, name in summed_leaves(plan, level):
             if other is leaf:
                 target = f"{name}_parts[b0:b1, j0:j1, g0:g1, {place}]"
@@ -228,7 +244,7 @@ def write_leaf(block: Block, leaf: Leaf) -> None:
         return
     wanted = node.name in plan.request.grads
     gradient = gradient_name(node.name) if wanted else "None"
-    if is_window(node):
+    if is_window(plan, node):
         ranges = ranges_text(node, "k_range")
         lines.add(f"attn_window_add({gradient}, {text}, {ranges})")
         return
@@ -239,8 +255,9 @@ def write_leaf(block: Block, leaf: Leaf) -> None:
         indices = tuple_text(tuple(block.pair.text(arg) for arg in node.args))
     if node.op == "dot":
         function = "attn_dot_diagonals_backward" if by_distance else "attn_dot_pair_backward"
+        grad_rows = "grad_dots" if has_own_dots(plan) else "grad_query_parts[here]"
         lines.add(
-            f"{function}(grad_query_parts[here], {gradient}, {text}, "
+            f"{function}({grad_rows}, {gradient}, {text}, "
             f"query_block, {tensor_name(node.name)}, {indices})"
         )
     elif by_distance:

@@ -3,7 +3,8 @@
 Shapes in the loops: scores are [b1 - b0, j1 - j0, g1 - g0, rows, columns] (batch, key heads, query
 heads of a group); for matrix products the group is packed with the rows, so that keys and values
 are never repeated. Index arrays broadcast to that shape: b [., 1, 1, 1, 1], h [., ., 1, 1],
-q [rows, 1], k [columns].
+q [rows, 1], k [columns]. Where tiles are boxes of a grid, columns are in the order of the boxes,
+and `order` says which position each has (`boxes.py`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ..scope import (
     tensor_name,
     tuple_text,
 )
+from .boxes import is_cut, write_order
 from .runs import Distances, at_distance, is_window
 from .spans import ARGUMENTS
 
@@ -78,20 +80,21 @@ class Block:
         queries and keys are multiplied with."""
         self.scale = scale
         self.lines, self.plan, self.gradients = lines, plan, tuple(gradients)
-        self.has_mask = not is_const(plan.program.mask, True)
+        self.has_boxes, self.is_cut = plan.grid is not None, is_cut(plan)
+        self.has_mask = self.is_cut or not is_const(plan.program.mask, True)
         self.roots = tuple(roots)
         self._plainness = Plainness()
         leaves = {("index", name): name for name in "bhqk"} | {("score", ""): "score"}
         self.call = scope_printer(
             plan, leaves, self._dot, self._plainness, "call_", self._lookup("k_range")
         )
-        self._distances = Distances()
+        self._distances = Distances(plan)
         self.part = self.row = self.pair = self.call
         used = frozenset[str]().union(*(root.varies for root in self.roots))
         self.used = used | plan.program.mask.varies
         self.used_outside_mask = used
         everything = topological(*self.roots, *self.gradients, plan.program.mask)
-        windows = [node for node in everything if is_window(node)]
+        windows = [node for node in everything if is_window(plan, node)]
         self.windows = frozenset[str]().union(*(node.varies for node in windows))
         mask = plan.program.mask
         self._has_mask_of_distance = not mask.varies & {"b", "h"} and self._distances.is_distance(
@@ -110,7 +113,7 @@ class Block:
         """Writes lookups of a block; `columns` names the range of key positions."""
 
         def text(node: Node, args: tuple[str, ...]) -> str:
-            if not is_window(node):
+            if not is_window(self.plan, node):
                 return lookup_text(self.plan, node, args)
             window = f"attn_window({tensor_name(node.name)}, {ranges_text(node, columns)}, g1 - g0)"
             return window + conversion_text(self.plan, node)
@@ -128,10 +131,13 @@ class Block:
     def write_call(self) -> None:
         """Values that vary with nothing, and packed inputs."""
         lines = self.lines
+        if self.has_boxes:
+            write_order(lines, self.plan)
+        columns = ".index_select(1, order)" if self.has_boxes else ""
         lines.add(
             "queries = query.to(ACCUMULATOR).unflatten(1, (size_Hk, size_G))",
-            "keys = key.to(ACCUMULATOR).flatten(0, 1)",
-            "values = value.to(ACCUMULATOR).flatten(0, 1)",
+            f"keys = key.to(ACCUMULATOR).flatten(0, 1){columns}",
+            f"values = value.to(ACCUMULATOR).flatten(0, 1){columns}",
         )
         if self._has_mask_of_distance:
             lines.add("masks = {}  # by rows, distance of the first pair, and columns")
@@ -172,11 +178,21 @@ class Block:
             yield
 
     def _write_shifts(self) -> None:
-        """The positions of row 0 and column 0."""
+        """The positions of row 0 and column 0; in boxes, what `k_len` says instead."""
+        if self.has_boxes:
+            if self.is_cut:
+                self.lines.add("limit = int(k_len[b0])")
+            return
         for name in ("q", "k"):
             offset = f"{name}_offset"
             batched = offset in self.plan.request.per_batch
             self.lines.add(f"{name}_shift = " + (f"int({offset}[b0])" if batched else offset))
+
+    def positions(self, first: str, end: str, axis: str, subscript: str = "") -> str:
+        """The positions of queries ("q") or keys ("k") in a range of rows or columns."""
+        if not self.has_boxes:
+            return f"torch.arange({first}, {end}, device=query.device){subscript} + {axis}_shift"
+        return f"rows{subscript}" if axis == "q" else f"order[{first}:{end}]"
 
     @contextmanager
     def blocks(self) -> Iterator[None]:
@@ -185,16 +201,20 @@ class Block:
         with lines.block("for block, span in enumerate(spans):"):
             with lines.block("if not span[0]:"):
                 lines.add("continue")
+            if self.has_boxes:
+                lines.add("rows = order[starts[block] : starts[block + 1]]")
+            else:
+                lines.add("start, stop = block * ROWS, min((block + 1) * ROWS, size_Nq)")
+            rows = "rows" if self.has_boxes else "slice(start, stop)"
             lines.add(
-                "start, stop = block * ROWS, min((block + 1) * ROWS, size_Nq)",
-                "here = (slice(b0, b1), slice(j0, j1), slice(g0, g1), slice(start, stop))",
+                f"here = (slice(b0, b1), slice(j0, j1), slice(g0, g1), {rows})",
                 "query_block = queries[here]",
                 f"packed = (query_block * {self.scale}).flatten(2, 3).flatten(0, 1)",
             )
             if "q" in self.windows:
                 lines.add("q_range = (start + q_shift, stop + q_shift)")
             if "q" in self.used:
-                lines.add("q = torch.arange(start, stop, device=query.device)[:, None] + q_shift")
+                lines.add(f"q = {self.positions('start', 'stop', 'q', '[:, None]')}")
             self.row = self.part.inner(prefix="row_")
             self.row.define(lines, self._hoisted[ROW])
             yield
@@ -207,7 +227,7 @@ class Block:
             if "k" in self.windows:
                 lines.add("k_range = (first + k_shift, end + k_shift)")
             if "k" in self.used_outside_mask:
-                lines.add("k = torch.arange(first, end, device=query.device) + k_shift")
+                lines.add(f"k = {self.positions('first', 'end', 'k')}")
             lines.add(
                 "shape = (*packed.shape[:2], end - first)",
                 "logits = buffer[: math.prod(shape)].view(shape)",
@@ -270,14 +290,17 @@ class Block:
         lines, mask = self.lines, self.plan.program.mask
         lines.origin(self.plan.program, mask)
         leaves = {("index", name): name for name in "bhq"} | {("index", "k"): "k_masked"}
-        if any("k" in node.varies for node in find(mask, "lookup") if is_window(node)):
+        lookups = [node for node in find(mask, "lookup") if is_window(self.plan, node)]
+        if any("k" in node.varies for node in lookups):
             lines.add("k_open = (lo + k_shift, hi + k_shift)")
-        if "k" in mask.varies:
-            lines.add("k_masked = torch.arange(lo, hi, device=query.device) + k_shift")
+        if self.is_cut or "k" in mask.varies:
+            lines.add(f"k_masked = {self.positions('lo', 'hi', 'k')}")
         lookup = self._lookup("k_open")
         printer = scope_printer(self.plan, leaves, self._dot, self._plainness, "mask_", lookup)
         printer.names.update(self.row.names)
         (text,) = printer.write(lines, mask)
+        if self.is_cut:
+            return f"({text}) & (k_masked < limit)"
         return f"attn_tensor({text})" if self._plainness.is_plain(mask) else text
 
 

@@ -123,11 +123,17 @@ def write_block_end(lines: Lines, plan: KernelPlan) -> None:
     if plan.form == "softmax":
         most = "most * math.log(2)" if has_binary_logits(plan) else "most"
         lines.add(
-            "found.mul_(torch.where(sums == 0, 0.0, 1 / sums))",
+            "share = torch.where(sums == 0, 0.0, 1 / sums).view(*query_block.shape[:4], 1)",
             f"stat_found = {most} + torch.log(sums)",
         )
     elif plan.form == "normalize":
         lines.add("found = torch.where(stat_found == 0, 0.0, found / stat_found)")
-    lines.add("raw_parts[here] = found.view(*query_block.shape[:4], size_Dv)")
+    found = "found.view(*query_block.shape[:4], size_Dv)"
+    if plan.form == "softmax" and plan.grid is None:
+        lines.add(f"torch.mul({found}, share, out=raw_parts[here])")
+    elif plan.form == "softmax":  # rows that lie apart are no view
+        lines.add(f"raw_parts[here] = {found} * share")
+    else:
+        lines.add(f"raw_parts[here] = {found}")
     if plan.form != "elementwise":
         lines.add("stat_parts[here] = stat_found.view(query_block.shape[:4])")

@@ -78,14 +78,9 @@ def attn_products(
     is_float = x.dtype == torch.float32 and x.device.type == "cpu"
     if not (is_float and attn_suits_onednn(rows, inner, y.shape[2]) and attn_has_fast_onednn()):
         return torch.bmm(x, y) if out is None else torch.bmm(x, y, out=out)
-    if out is None:
-        out = x.new_empty((*x.shape[:2], y.shape[2]))
     linear = torch.ops.mkldnn._linear_pointwise.default
-    for one, other, target in zip(
-        x.unbind(), y.transpose(1, 2).unbind(), out.unbind(), strict=True
-    ):
-        target.copy_(linear(one, other, None, "none", [], ""))
-    return out
+    pairs = zip(x.unbind(), y.transpose(1, 2).unbind(), strict=True)
+    return torch.stack([linear(*pair, None, "none", [], "") for pair in pairs], out=out)
 
 
 def attn_window(

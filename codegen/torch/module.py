@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from attndsl.plan import boxes as numbers
 from attndsl.plan.kernel_plan import KernelPlan
 from attndsl.plan.text import dump
 
 from .. import library as shared
 from ..lines import Lines
 from ..scope import library_text
-from . import library, span_library
+from . import box_library, library, span_library
 from .backward import write_backward
+from .boxes import write_box_spans
 from .forward import write_forward
 from .spans import write_spans
 
@@ -25,7 +27,10 @@ COLUMNS = 1024  # of that block, where there are enough rows to fill it
 def emit(plan: KernelPlan) -> str:
     """The module's text; the same plan gives the same text."""
     body = Lines()
-    write_spans(body, plan)
+    if plan.grid is None:
+        write_spans(body, plan)
+    else:
+        write_box_spans(body, plan)
     body.blank(2)
     write_forward(body, plan)
     body.blank(2)
@@ -33,7 +38,7 @@ def emit(plan: KernelPlan) -> str:
     text = body.text()
     lines = Lines()
     write_header(lines, plan)
-    functions = library_text(text, shared, span_library, library)
+    functions = library_text(text, shared, numbers, span_library, box_library, library)
     lines.add("from __future__ import annotations", "", "import math")
     if "Callable[" in functions:
         lines.add("from collections.abc import Callable")
@@ -72,6 +77,11 @@ def write_header(lines: Lines, plan: KernelPlan) -> None:
 
 def skipped(plan: KernelPlan) -> list[str]:
     """What the module leaves out, in words."""
+    if plan.grid is not None:
+        return [
+            "Skipped: boxes of keys that the facts of a tile rule out" + skip_of_length(plan),
+            "Not masked: boxes of keys of which every pair takes part.",
+        ]
     found = ["Skipped: keys outside the segments of a block of queries" + skip_of_length(plan)]
     found.append("Not masked: keys inside [full_lo, full_hi) of a segment.")
     if plan.strategy == "lists":

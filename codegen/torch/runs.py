@@ -2,7 +2,8 @@
 
 A *window* has bare indices, `pair[b, h, q, k]`: a block reads a slice. An expression of the
 *distance* depends on q and k by their difference only: a block of rows x columns has no more than
-rows + columns - 1 values of it.
+rows + columns - 1 values of it. Both need rows and columns that are runs of positions: in boxes of
+a grid there are none.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from attndsl.ir.nodes import Node, constant, index, substitute, topological
+from attndsl.plan.kernel_plan import KernelPlan
 from attndsl.transform.simplify import simplified
 
 PAIR = frozenset(("q", "k"))
@@ -20,16 +22,19 @@ COSTLY = frozenset(
 )
 
 
-def is_window(node: Node) -> bool:
+def is_window(plan: KernelPlan, node: Node) -> bool:
     """Whether every index of a lookup is a bare index, each another one."""
+    if plan.grid is not None:
+        return False
     names = [arg.attr for arg in node.args if arg.op == "index"]
     return node.op == "lookup" and len(names) == len(node.args) == len(set(names)) > 0
 
 
 class Distances:
-    """Which nodes depend on q and k by their difference only."""
+    """Which nodes of a plan depend on q and k by their difference only."""
 
-    def __init__(self) -> None:
+    def __init__(self, plan: KernelPlan) -> None:
+        self._has_runs = plan.grid is None
         self._coefficients: dict[Node, tuple[int, int] | None] = {}
         self._known: dict[Node, bool] = {}
 
@@ -54,6 +59,8 @@ class Distances:
 
     def is_distance(self, node: Node) -> bool:
         """Whether it varies with q and k, but only by their difference."""
+        if not self._has_runs:
+            return False
         for below in topological(node):
             if below in self._known:
                 continue

@@ -36,7 +36,7 @@ def write_spans(lines: Lines, plan: KernelPlan) -> None:
             f'"""Parts of the call, and the keys that each block of `{plan.program.name}` meets."""'
         )
         write_arguments(lines, plan)
-        write_parts(lines, plan)
+        write_parts(lines, plan, "-(-size_Nq // ROWS)")
         write_places(lines, plan)
         write_segments(lines, plan)
         if plan.strategy == "lists":
@@ -45,14 +45,15 @@ def write_spans(lines: Lines, plan: KernelPlan) -> None:
         lines.add(f"return [(part, spans[{list_text(plan)}]) for part in parts]")
 
 
-def write_parts(lines: Lines, plan: KernelPlan) -> None:
-    """What is worked on together, and an early end for a call without a pair."""
+def write_parts(lines: Lines, plan: KernelPlan, blocks: str) -> None:
+    """What is worked on together, and an early end for a call without a pair; `blocks` is the text
+    of how many blocks of queries there are."""
     axes = list_axes(plan)
     by = "head" if "h" in axes else "batch" if "b" in axes else "all"
     lines.add(
         "heads = max(1, ROOM // (COLUMNS * max(size_G, 1) * min(ROWS, max(size_Nq, 1))))",
         f'parts = attn_parts(size_B, size_Hk, size_G, "{by}", heads)',
-        "blocks = -(-size_Nq // ROWS)",
+        f"blocks = {blocks}",
     )
     with lines.block("if min(size_B, size_H, size_Nq, size_Nk) == 0:"):
         lines.add("return [(part, [([], [])] * blocks) for part in parts]")
@@ -60,11 +61,8 @@ def write_parts(lines: Lines, plan: KernelPlan) -> None:
 
 def write_places(lines: Lines, plan: KernelPlan) -> None:
     """Rows of all lists on a line, and the positions of their queries."""
-    axes, batched = list_axes(plan), plan.request.per_batch
-    extents = (
-        extent if axis in axes else "1" for axis, extent in (("b", "size_B"), ("h", "size_H"))
-    )
-    lines.add(f"shape = ({', '.join(extents)}, blocks)")
+    batched = plan.request.per_batch
+    write_shape(lines, plan)
     if "k_len" in batched:
         lines.add("limit = k_len.clamp(0, size_Nk)[:, None, None]")
     else:
@@ -86,6 +84,15 @@ def write_places(lines: Lines, plan: KernelPlan) -> None:
         if "q_offset" in batched
         else "q_last = (q_first + (ROWS - 1)).clamp(max=size_Nq - 1 + q_shift)",
     )
+
+
+def write_shape(lines: Lines, plan: KernelPlan) -> None:
+    """Sets `shape`: lists of batches and heads, and the blocks of each."""
+    axes = list_axes(plan)
+    extents = (
+        extent if axis in axes else "1" for axis, extent in (("b", "size_B"), ("h", "size_H"))
+    )
+    lines.add(f"shape = ({', '.join(extents)}, blocks)")
 
 
 def write_segments(lines: Lines, plan: KernelPlan) -> None:
@@ -117,14 +124,7 @@ def write_refinement(lines: Lines, plan: KernelPlan) -> None:
 def write_tiles(lines: Lines, plan: KernelPlan) -> None:
     write_profiles(lines, plan)
     write_blocks(lines, plan, "ROWS", "WIDTH", BLOCK)
-    for summary in used_summaries(plan):
-        for part in parts_of(plan, summary):
-            name = f"{summary.number}_{part}"
-            if summary.axes == ("q",):
-                lines.add(f"row_{name} = attn_by_row({BLOCK}{name}, shape, query)")
-            else:
-                lists = "shape" if summary.axes == ("q", "k") else "shape[:2]"
-                lines.add(f"level_{name} = attn_levels({BLOCK}{name}, {lists}, depth)")
+    write_levels(lines, plan)
     lines.add(
         "row_first = attn_by_row(q_first, shape, query)",
         "row_last = attn_by_row(q_last, shape, query)",
@@ -138,6 +138,19 @@ def write_tiles(lines: Lines, plan: KernelPlan) -> None:
     lines.add("reached, full = attn_refine(reached, full, classify, bits, depth)")
 
 
+def write_levels(lines: Lines, plan: KernelPlan, places: str = "") -> None:
+    """Summaries by row, and pyramids over columns; `places` is a subscript that puts the blocks of
+    columns where the first level has them."""
+    for summary in used_summaries(plan):
+        for part in parts_of(plan, summary):
+            name = f"{summary.number}_{part}"
+            if summary.axes == ("q",):
+                lines.add(f"row_{name} = attn_by_row({BLOCK}{name}, shape, query)")
+            else:
+                lists = "shape" if summary.axes == ("q", "k") else "shape[:2]"
+                lines.add(f"level_{name} = attn_levels({BLOCK}{name}{places}, {lists}, depth)")
+
+
 def write_classify(lines: Lines, plan: KernelPlan) -> None:
     """The body of `classify`: the facts of tiles, each a part of one tile of a level."""
     lines.add(
@@ -146,10 +159,16 @@ def write_classify(lines: Lines, plan: KernelPlan) -> None:
         "q_lo, q_hi = row_first[row], row_last[row]",
         "k_lo, k_hi = first - starts[row], end - 1 - starts[row]",
     )
+    leaves = {("bound", name): name for name in ("q_lo", "q_hi", "k_lo", "k_hi")}
+    lines.add(f"return {', '.join(write_facts(lines, plan, leaves))}")
+
+
+def write_facts(lines: Lines, plan: KernelPlan, bounds: dict[tuple[str, str], str]) -> list[str]:
+    """The texts of whether some pair of a tile may take part, and whether all do; after `row`,
+    `tile` and `level`. `bounds`: the texts of the ends of tiles."""
     facts = (plan.tile.possible, plan.tile.certain)
     write_lists(lines, plan, facts)
-    leaves = {("bound", name): name for name in ("q_lo", "q_hi", "k_lo", "k_hi")}
-    leaves |= {("index", name): name for name in "bh"}
+    leaves = bounds | {("index", name): name for name in "bh"}
     for summary in used_summaries(plan):
         for part in parts_of(plan, summary):
             name = f"{summary.number}_{part}"
@@ -162,7 +181,7 @@ def write_classify(lines: Lines, plan: KernelPlan) -> None:
             lines.add(f"{name} = (tile_{x}_signature & tile_{y}_signature) != 0")
             leaves["summary", leaf] = name
     printer = scope_printer(plan, leaves, write_no_dot, Plainness(), "fact_")
-    lines.add(f"return {', '.join(printer.write(lines, *facts))}")
+    return printer.write(lines, *facts)
 
 
 def write_lists(lines: Lines, plan: KernelPlan, facts: tuple[Node, ...]) -> None:

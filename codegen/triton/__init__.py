@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from attndsl.backend import KernelSpec
+from attndsl.plan import boxes as box_library
 from attndsl.plan.kernel_plan import KernelPlan
 
+from .. import library as host_library
 from ..lines import Lines
 from ..scope import library_text as torch_library_text
 from .backward import (
@@ -67,7 +69,7 @@ def emit(plan: KernelPlan) -> str:
         library_text(body),
         *texts,
         functions,
-        torch_library_text(host.text()),
+        torch_library_text(host.text(), host_library, box_library),
         host.text(),
     )
     for section in sections:

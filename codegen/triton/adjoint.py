@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from attndsl.ir.nodes import SCORE, Node, is_const
 from attndsl.plan.kernel_plan import Config, KernelPlan, Leaf
 
-from .kernel import NEGATIVE_INFINITY, Kernel, elements
+from .kernel import NEGATIVE_INFINITY, Kernel
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Adjoint(Kernel):
             return
         other = 'float("inf")' if self.plan.form == "softmax" else "0.0"
         self.lines.add(
-            f"row = {elements('start_m', 'BLOCK_M')}",
+            f"row = {self.row_elements}",
             f"base_row = {self.row_load('base', limited, other)}",
         )
 

@@ -6,7 +6,7 @@ from attndsl.ir.nodes import find
 from attndsl.plan.kernel_plan import Config, KernelPlan
 
 from .adjoint import Adjoint, NumberedLeaf, numbered_leaves
-from .kernel import NEGATIVE_INFINITY, Kernel, arange, elements, width_test
+from .kernel import NEGATIVE_INFINITY, Kernel, arange, width_test
 
 
 class Delta(Kernel):
@@ -75,10 +75,10 @@ class RowAdjoint(Adjoint):
         ):
             lines.add("query_rows = query_head + rows * query_n")
         if self.has_score:
-            self.write_loads("query", "start_m", plan.query_chunks, "Nq", "BLOCK_M")
+            self.write_loads("query", self.row_elements, plan.query_chunks, "Nq")
         width = plan.request.value_dim
         self.write_own_base("grad_raw", width, "Nq")
-        self.write_own_loads("grad_raw", width, "start_m", plan.value_chunks, "Nq", "BLOCK_M")
+        self.write_own_loads("grad_raw", width, self.row_elements, plan.value_chunks, "Nq")
         self.write_row_statistics()
         self.write_delta()
         self.values.define(lines, "row", self.roots)
@@ -89,12 +89,12 @@ class RowAdjoint(Adjoint):
         """The adjoints of a tile's pairs; the text of the test of its pairs or ""."""
         plan = self.plan
         limit = "n_keys" if partial else None
-        self.write_columns()
+        self.write_columns(partial)
         self.values.define(self.lines, "column", self.tile_roots(partial))
         if self.has_score:
-            self.write_loads("key", "start_n", plan.query_chunks, limit, "BLOCK_N")
+            self.write_loads("key", self.column_elements, plan.query_chunks, limit)
         keep = self.write_weights(partial)
-        self.write_loads("value", "start_n", plan.value_chunks, limit, "BLOCK_N")
+        self.write_loads("value", self.column_elements, plan.value_chunks, limit)
         self.write_pair_adjoint(keep)
         return keep
 
@@ -150,14 +150,13 @@ class BackwardQuery(RowAdjoint):
         self.write_own_stores(
             "grad_query",
             plan.request.head_dim,
-            "start_m",
+            self.row_elements,
             plan.query_chunks,
             "Nq",
-            "BLOCK_M",
             lambda i: f"(grad_query_{i} * scale).to(grad_query.dtype.element_ty)",
         )
         if self.rows or self.tables:
-            lines.add(f"row = {elements('start_m', 'BLOCK_M')}")
+            lines.add(f"row = {self.row_elements}")
         for item in self.rows:
             lines.add(
                 f"tl.store(row_adjoint_{item.number} + head.to(tl.int64) * Nq + row, "
@@ -193,10 +192,9 @@ class BackwardDots(RowAdjoint):
         self.write_own_stores(
             "dots",
             plan.request.head_dim,
-            "start_m",
+            self.row_elements,
             plan.query_chunks,
             "Nq",
-            "BLOCK_M",
             lambda i: f"grad_query_{i}",
         )
         return self.finish()

@@ -6,11 +6,13 @@ from attndsl.ir.nodes import FALSE, TRUE, Node
 from attndsl.plan.kernel_plan import Config, KernelPlan, Summary
 
 from ..summaries import list_axes, parts_of, used_leaves, used_summaries
+from .boxes import add_box_arguments, whole_tests, write_bounds, write_counts
 from .kernel import Kernel
 from .lists import add_list_arguments
 from .ranges import Span, reached_parts, write_ends
 
 AT_ONCE = 64  # tiles of the other axis in a vector; one warp scans it without a barrier
+BOXES_AT_ONCE = 128  # no segment says which boxes to look at: all of them are
 BLOCKS = "block_"  # prefix of the host's names of summaries by block
 
 
@@ -19,7 +21,7 @@ class Classify(Kernel):
     of each list; see `lists`.
 
     A tile is visited where the segments reach it and the facts of it do not rule it out; it is full
-    where they say so and it ends within the axis.
+    where they say so and it ends within the axis. Boxes know no segments.
     """
 
     def __init__(self, plan: KernelPlan, config: Config, columns_first: bool = False) -> None:
@@ -28,6 +30,7 @@ class Classify(Kernel):
         super().__init__(plan, name, config, columns_first)
         self.facts = (plan.tile.possible, plan.tile.certain)
         self.has_full = plan.tile.certain is not FALSE
+        self.at_once = AT_ONCE if plan.grid is None else BOXES_AT_ONCE
 
     def write(self) -> str:
         self._add_arguments()
@@ -37,7 +40,7 @@ class Classify(Kernel):
         outer = self._write_hull()
         self._write_summaries(on_own_axis=True)
         self.lines.blank()
-        with self.lines.block(f"for at in range(first, last, {AT_ONCE}):"):
+        with self.lines.block(f"for at in range(first, last, {self.at_once}):"):
             scope = self.values
             self.values = scope.inner()
             self._write_vector(outer)
@@ -58,6 +61,7 @@ class Classify(Kernel):
             for axis, letter in enumerate("bh"):
                 host = f"{shaped}.stride({axis}) if {shaped}.shape[{axis}] > 1 else 0"
                 arguments.add(f"stride_{letter}_{summary.number}", "i64", host)
+        add_box_arguments(arguments, self.plan.grid)
         arguments.add_call()
         arguments.add_leaves([*self._segment_ends(), *self.facts])
 
@@ -72,24 +76,43 @@ class Classify(Kernel):
         batch, head = "which // H", "which % H"
         if len(axes) < 2:
             batch, head = ("which" if axes == {axis} else "which * 0" for axis in "bh")
-        lines.add(
-            f"tiles = tl.cdiv({length}, {block})",
-            "which = tl.program_id(0) // tiles",
-            "own = tl.program_id(0) % tiles",
-            f"{start} = own * {block}",
-            f"b = {batch}",
-            f"h = {head}",
-            "G = H // Hk",
-        )
+        grid = self.plan.grid
+        if grid is None:
+            lines.add(f"tiles = tl.cdiv({length}, {block})")
+        else:
+            write_counts(lines, grid, self.own_side, "tiles")
+            write_counts(lines, grid, self.other_side, "other_tiles")
+        lines.add("which = tl.program_id(0) // tiles", "own = tl.program_id(0) % tiles")
+        if grid is None:
+            lines.add(f"{start} = own * {block}")
+        lines.add(f"b = {batch}", f"h = {head}", "G = H // Hk")
         self.write_offsets()
+        if grid is not None:
+            write_bounds(lines, grid, self.own_side, "own")
+            return
         self.write_tile_bounds()
         letter = "k" if self.columns_first else "q"
         lines.add(f"tile_{letter}_lo = tile_lo", f"tile_{letter}_hi = tile_hi")
 
     def _write_hull(self) -> list[Span]:
         """The ends of the segments, and [first, last): the tiles from their first to their last."""
-        lines, axis = self.lines, self.axis
+        lines = self.lines
         lines.origin(self.plan.program, self.plan.program.mask)
+        outer: list[Span] = []
+        if self.plan.grid is None:
+            outer = self._write_reached()
+        else:
+            lines.add("first = own * 0", f"last = {self._other_boxes()}")
+        lines.add(
+            "row = 1 + tl.program_id(0) * most_listed",
+            "partial_tiles = first * 0",
+            "full_tiles = first * 0",
+        )
+        return outer
+
+    def _write_reached(self) -> list[Span]:
+        """The ends of the segments, and [first, last) of runs of positions."""
+        lines, axis = self.lines, self.axis
         parts = reached_parts(self.segments)
         outer, _ = write_ends(lines, self.values, parts, [], axis, self.guard)
         for at, (lo, hi) in enumerate(outer):
@@ -100,11 +123,19 @@ class Classify(Kernel):
         lines.add(
             f"first = least // {axis.block}",
             f"last = tl.maximum(tl.cdiv(most, {axis.block}), first)",
-            "row = 1 + tl.program_id(0) * most_listed",
-            "partial_tiles = first * 0",
-            "full_tiles = first * 0",
         )
         return outer
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the keys of a box may end before the grid does."""
+        return "k_len" in self.plan.request.per_batch
+
+    def _other_boxes(self) -> str:
+        """The number of boxes of the other axis: none for one beyond the last key."""
+        if self.columns_first and self.is_cut:
+            return "tl.where(tile_k_lo < n_keys, other_tiles, 0)"
+        return "other_tiles"
 
     def _write_summaries(self, on_own_axis: bool) -> None:
         """Loads summaries of the program's own tile, or of a vector of the other axis' tiles."""
@@ -128,14 +159,16 @@ class Classify(Kernel):
         """Classifies a vector of tiles and appends them to the row."""
         lines, axis = self.lines, self.axis
         letter = "q" if self.columns_first else "k"
-        lines.add(
-            f"tile = at + tl.arange(0, {AT_ONCE})",
-            "inside = tile < last",
-            f"start = tile * {axis.block}",
-            f"end = start + {axis.block}",
-            f"tile_{letter}_lo = start + {axis.offset}",
-            f"tile_{letter}_hi = tl.minimum(end, {axis.length}) - 1 + {axis.offset}",
-        )
+        lines.add(f"tile = at + tl.arange(0, {self.at_once})", "inside = tile < last")
+        if self.plan.grid is not None:
+            write_bounds(lines, self.plan.grid, self.other_side, "tile")
+        else:
+            lines.add(
+                f"start = tile * {axis.block}",
+                f"end = start + {axis.block}",
+                f"tile_{letter}_lo = start + {axis.offset}",
+                f"tile_{letter}_hi = tl.minimum(end, {axis.length}) - 1 + {axis.offset}",
+            )
         self._write_summaries(on_own_axis=False)
         for leaf in sorted(used_leaves(self.plan)):
             if "_meets_" in leaf:
@@ -164,12 +197,18 @@ class Classify(Kernel):
                 f"(attn_truth({lo} < {hi}) & (start < {hi}) & (end > {lo}))" for lo, hi in outer
             ]
             kept.append(f"({' | '.join(reached)})")
+        whole = [f"(end <= {self.axis.length})"]
+        if self.plan.grid is not None:
+            whole = whole_tests(self.plan.grid, self.other_side)
+            if self.is_cut and not self.columns_first:
+                kept.append("(tile_k_lo < n_keys)")
+                whole.append("(tile_k_hi < n_keys)")
         if possible is not TRUE:
             kept.append(f"({texts[0]})")
         lines.add(f"some = {' & '.join(kept)}")
         if self.has_full:
             lines.add(
-                f"whole = some & (end <= {self.axis.length}) & ({texts[1]})",
+                f"whole = {' & '.join(['some', *whole, f'({texts[1]})'])}",
                 "some = some & attn_not(whole)",
             )
 

@@ -6,7 +6,6 @@ from attndsl.ir.nodes import find
 from attndsl.plan.kernel_plan import KernelPlan
 
 from .adjoint import Adjoint, numbered_leaves
-from .kernel import elements
 
 
 class BackwardKeyValue(Adjoint):
@@ -43,7 +42,7 @@ class BackwardKeyValue(Adjoint):
         for name, chunks in (("key", plan.query_chunks), ("value", plan.value_chunks)):
             if name == "value" or self.has_score:
                 self.write_base(name, "(h // G)")
-                self.write_loads(name, "start_n", chunks, "n_keys", "BLOCK_N")
+                self.write_loads(name, self.column_elements, chunks, "n_keys")
         self.values.define(lines, "column", self.roots)
         self.write_base("query", "h")
         width = plan.request.value_dim
@@ -52,14 +51,14 @@ class BackwardKeyValue(Adjoint):
     def _write_tile(self, partial: bool) -> None:
         lines, plan = self.lines, self.plan
         limit = "Nq" if partial else None
-        self.write_rows()
+        self.write_rows(partial)
         roots = self.tile_roots(partial)
         if any(find(node, "dot") for node in roots):
             lines.add("query_rows = query_head + rows * query_n")
         if self.has_score:
-            self.write_loads("query", "start_m", plan.query_chunks, limit, "BLOCK_M")
+            self.write_loads("query", self.row_elements, plan.query_chunks, limit)
         self.write_own_loads(
-            "grad_raw", plan.request.value_dim, "start_m", plan.value_chunks, limit, "BLOCK_M"
+            "grad_raw", plan.request.value_dim, self.row_elements, plan.value_chunks, limit
         )
         self.write_row_statistics(partial)
         self.values.define(lines, "row", roots)
@@ -83,16 +82,14 @@ class BackwardKeyValue(Adjoint):
     def _write_end(self) -> None:
         lines, plan = self.lines, self.plan
         lines.comment("Columns beyond the last key took part in full tiles: they are 0.")
-        lines.add(
-            f"column = {elements('start_n', 'BLOCK_N')}", "there = (column < n_keys)[:, None]"
-        )
+        lines.add(f"column = {self.column_elements}", "there = (column < n_keys)[:, None]")
 
         for name, width, chunks, scaled in (
             ("grad_key", plan.request.head_dim, plan.query_chunks, " * scale"),
             ("grad_value", plan.request.value_dim, plan.value_chunks, ""),
         ):
             self.write_own_stores(
-                name, width, "start_n", chunks, "Nk", "BLOCK_N", ChunkText(name, scaled)
+                name, width, self.column_elements, chunks, "Nk", ChunkText(name, scaled)
             )
         for item in self.leaves:
             lines.add(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attndsl.ir.nodes import SCORE, Node, find
 from attndsl.plan.kernel_plan import KernelPlan
 
-from .kernel import NEGATIVE_INFINITY, Kernel, elements
+from .kernel import NEGATIVE_INFINITY, Kernel
 
 
 class Forward(Kernel):
@@ -54,7 +54,7 @@ class Forward(Kernel):
             lines.add("query_rows = query_head + rows * query_n")
         if not self.has_score:
             return
-        self.write_loads("query", "start_m", plan.query_chunks, "Nq", "BLOCK_M")
+        self.write_loads("query", self.row_elements, plan.query_chunks, "Nq")
         self.write_base("key", "(h // G)")
         if self.is_plain:
             lines.comment(
@@ -79,9 +79,9 @@ class Forward(Kernel):
     def _write_tile(self, partial: bool) -> None:
         lines, plan = self.lines, self.plan
         limit = "n_keys" if partial else None
-        self.write_columns()
+        self.write_columns(partial)
         if self.has_score:
-            self.write_loads("key", "start_n", plan.query_chunks, limit, "BLOCK_N")
+            self.write_loads("key", self.column_elements, plan.query_chunks, limit)
             self.write_product("score", "query", "key", plan.query_chunks)
             if not self.is_plain:
                 lines.add("score = score * scale")
@@ -92,7 +92,7 @@ class Forward(Kernel):
             self._write_softmax(partial, tests)
         else:
             self._write_weight(tests)
-        self.write_loads("value", "start_n", plan.value_chunks, limit, "BLOCK_N")
+        self.write_loads("value", self.column_elements, plan.value_chunks, limit)
         for i in range(len(plan.value_chunks)):
             if plan.form == "softmax":
                 lines.add(f"sum_{i} = sum_{i} * rescale[:, None]")
@@ -149,7 +149,7 @@ class Forward(Kernel):
         if plan.form != "elementwise":
             stat = "lse" if plan.form == "softmax" else "total"
             lines.add(
-                f"row = {elements('start_m', 'BLOCK_M')}",
+                f"row = {self.row_elements}",
                 f"tl.store(stat + head.to(tl.int64) * Nq + row, {stat}, mask=row < Nq)",
             )
             for i in range(len(plan.value_chunks)):
@@ -188,10 +188,9 @@ class Forward(Kernel):
         self.write_own_stores(
             name,
             self.plan.request.value_dim,
-            "start_m",
+            self.row_elements,
             self.plan.value_chunks,
             "Nq",
-            "BLOCK_M",
             lambda i: f"{texts[i]}.to({dtype})",
         )
 

@@ -65,7 +65,11 @@ def describe(plan: KernelPlan) -> list[str]:
     found = f"{len(plan.keys)} of keys, {len(plan.queries)} of queries"
     if uses_lists(plan):
         found += ", and lists made on the device from summaries of blocks"
-    lines.append(f"Segments     {found}")
+    if plan.grid is None:
+        lines.append(f"Segments     {found}")
+    else:
+        axes = ", ".join(plan.grid.axes)
+        lines.append(f"Tiles        boxes of the grid ({axes}), in lists made on the device")
     if request.grads:
         lines.append(f"Gradients    {', '.join(request.grads)}")
     if request.per_batch:

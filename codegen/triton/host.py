@@ -9,8 +9,9 @@ from attndsl.plan.kernel_plan import Config, KernelPlan
 
 from .. import host
 from ..lines import Lines
-from ..summaries import write_blocks, write_profiles
+from ..summaries import used_summaries, write_blocks, write_profiles
 from .backward import adds_to_query_on_host, table_leaves, table_names
+from .boxes import has_box_arguments
 from .classify import BLOCKS
 from .kernel import Kernel
 from .lists import list_count, list_names, uses_lists
@@ -83,6 +84,7 @@ def write_forward(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) ->
     with lines.block(f"def run_forward({FORWARD_ARGUMENTS}):"):
         lines.add('"""out, the result before the epilogue, and the statistics of the rows."""')
         write_inputs(lines, plan)
+        write_boxes(lines, plan, plan.forward)
         shape = "size_B, size_H, size_Nq"
         lines.add(f"out = query.new_empty(({shape}, size_Dv))")
         lines.add("raw = torch.empty_like(out)" if has_output else "raw = query.new_empty(0)")
@@ -104,14 +106,32 @@ def write_inputs(lines: Lines, plan: KernelPlan) -> None:
         lines.add(f"{name} = {name}.contiguous()")
 
 
+def write_boxes(lines: Lines, plan: KernelPlan, *configs: Config) -> None:
+    """Sets `grid`, and of each number n of elements that the kernels' tiles have on a side box_<n>,
+    the extents of its boxes, and boxes_<n>, how many there are. Only where tiles are boxes."""
+    if plan.grid is None:
+        return
+    host.write_grid(lines, plan)
+    for size in sorted({size for c in configs for size in (c.block_m, c.block_n)}):
+        lines.add(
+            f"box_{size} = attn_box({size}, grid)",
+            f"boxes_{size} = math.prod(attn_counts(grid, box_{size}))",
+        )
+
+
+def count_text(plan: KernelPlan, length: str, block: int) -> str:
+    """The number of tiles of so many elements along an axis."""
+    return f"-(-{length} // {block})" if plan.grid is None else f"boxes_{block}"
+
+
 def grid_of_rows(kernel: Kernel) -> tuple[str, str]:
-    block = kernel.arguments.config.block_m
-    return f"-(-size_Nq // {block}) * size_H * size_B", "programs"
+    tiles = count_text(kernel.plan, "size_Nq", kernel.arguments.config.block_m)
+    return f"{tiles} * size_H * size_B", "programs"
 
 
 def grid_of_columns(kernel: Kernel) -> tuple[str, str]:
-    block = kernel.arguments.config.block_n
-    return f"-(-size_Nk // {block}) * size_H * size_B", "programs"
+    tiles = count_text(kernel.plan, "size_Nk", kernel.arguments.config.block_n)
+    return f"{tiles} * size_H * size_B", "programs"
 
 
 def write_launch(
@@ -120,6 +140,9 @@ def write_launch(
     """A launch, left out where it has no programs."""
     if count != name:
         lines.add(f"{name} = {count}")
+    sizes = config or kernel.arguments.config
+    if has_box_arguments(kernel.plan, kernel.arguments):
+        lines.add(f"row_box, column_box = box_{sizes.block_m}, box_{sizes.block_n}")
     with lines.block(f"if {name} > 0:"), lines.block("with attn_device(query):"):
         kernel.arguments.write_launch(lines, name, config)
 
@@ -127,11 +150,14 @@ def write_launch(
 def write_lists(lines: Lines, plan: KernelPlan, classify: Kernel, user: Kernel) -> None:
     """The lists of tiles of a kernel (and of those with the same tiles), after `write_profiles`."""
     sizes = user.arguments.config
-    own, other = f"-(-size_Nq // {sizes.block_m})", f"-(-size_Nk // {sizes.block_n})"
+    own = count_text(plan, "size_Nq", sizes.block_m)
+    other = count_text(plan, "size_Nk", sizes.block_n)
     if user.columns_first:
         own, other = other, own
     lines.comment(f"The tiles of {user.arguments.name}.")
-    write_blocks(lines, plan, sizes.block_m, sizes.block_n, BLOCKS)
+    write_blocks(
+        lines, plan, sizes.block_m, sizes.block_n, BLOCKS, write_orders(lines, plan, sizes)
+    )
     counts, lists, most = list_names(user.columns_first)
     lines.add(
         f"programs = {own}{list_count(plan)}",
@@ -140,6 +166,18 @@ def write_lists(lines: Lines, plan: KernelPlan, classify: Kernel, user: Kernel) 
     config = classify.arguments.config
     config = replace(config, block_m=sizes.block_m, block_n=sizes.block_n)
     write_launch(lines, classify, "programs", "programs", config)
+
+
+def write_orders(lines: Lines, plan: KernelPlan, sizes: Config) -> dict[str, str]:
+    """Positions in the order of the boxes, for summaries by row and by column; {} for runs."""
+    if plan.grid is None:
+        return {}
+    found = {}
+    for axis, size in (("q", sizes.block_m), ("k", sizes.block_n)):
+        if any(summary.axes == (axis,) for summary in used_summaries(plan)):
+            found[axis] = f"order_{size}"
+            lines.add(f"order_{size} = attn_order(grid, box_{size}, query.device)")
+    return found
 
 
 def write_backward(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) -> None:
@@ -151,6 +189,7 @@ def write_backward(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) -
     with lines.block(f"def run_backward({arguments}):"):
         lines.add('"""Gradients of query, key, value and of the tensors that receive one."""')
         write_inputs(lines, plan)
+        write_boxes(lines, plan, plan.backward_dq, plan.backward_dkv)
         host.write_gradients(lines, plan)
         if adds_to_query_on_host(plan):
             lines.add("grad_query_host = torch.zeros_like(query, dtype=ACCUMULATOR)")

@@ -11,6 +11,7 @@ from attndsl.plan.kernel_plan import KernelPlan
 
 # Results of these are int32 whatever the argument: the helpers for the first four saturate.
 NARROW = ("floor", "ceil", "round", "trunc", "bool_to_int", "index", "size", "scalar", "bound")
+CUTS = ("min", "max", "floormod")  # their ranges may be narrower than those of their arguments
 WIDE_DTYPES = ("int64", "uint64", "uint32")
 NARROW_DTYPES = ("uint8", "int8", "uint16", "int16")  # become int32 as they are loaded
 
@@ -39,6 +40,11 @@ class Integers:
         """Whether the operation needs an argument cast to int64 so that its result fits."""
         return self.is_wide(node) and not any(self.is_wide(a) for a in node.args if a.kind == "int")
 
+    def is_cut(self, node: Node) -> bool:
+        """Whether the operation brings ints of 64 bits to a range that 32 hold, so that its result
+        is cast to int32: what follows is computed per pair, in half of the registers."""
+        return node.op in CUTS and self._fits(node) and any(map(self.is_wide, node.args))
+
     def is_nonnegative(self, node: Node) -> bool:
         return self._ranges.of(node)[0] >= 0
 
@@ -47,6 +53,10 @@ class Integers:
             return False
         if node.op == "lookup":
             return self.dtypes[node.name] in WIDE_DTYPES
+        if not self._fits(node):
+            return True
+        return node.op not in CUTS and any(self._wide[a] for a in node.args if a.kind == "int")
+
+    def _fits(self, node: Node) -> bool:
         low, high = self._ranges.of(node)
-        fits = INT32[0] <= low and high <= INT32[1]
-        return not fits or any(self._wide[arg] for arg in node.args if arg.kind == "int")
+        return INT32[0] <= low and high <= INT32[1]

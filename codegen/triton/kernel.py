@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from attndsl.ir.nodes import TRUE, Node, is_const
+from attndsl.ir.program import Grid
 from attndsl.plan.kernel_plan import Chunk, Config, KernelPlan
 
 from ..lines import Lines
 from .arguments import Arguments, elements_per_alignment
+from .boxes import (
+    COLUMNS,
+    ROWS,
+    Side,
+    add_box_arguments,
+    corner_lines,
+    inside_tests,
+    write_coordinates,
+    write_counts,
+    write_places,
+)
 from .lists import add_list_arguments, uses_lists, visits_nothing, write_list_loops
 from .ranges import KEYS, QUERIES, Axis, write_range_loops
 from .values import Values, level_of, uses_score
@@ -63,6 +75,7 @@ class Kernel:
         """What the kernel needs to find its tiles, besides the parameters in the segments."""
         if uses_lists(self.plan):
             add_list_arguments(self.arguments, self.columns_first)
+        add_box_arguments(self.arguments, self.plan.grid)
 
     def finish(self) -> str:
         """The kernel's text: header and body."""
@@ -78,6 +91,19 @@ class Kernel:
         """Which head and tile this program has; offsets and lengths; values that vary with nothing
         but the head."""
         lines = self.lines
+        if self.plan.grid is not None:
+            self._write_box(self.plan.grid)
+        else:
+            self._write_run()
+        lines.add("b = head // H", "h = head % H", "G = H // Hk")
+        self.write_offsets()
+        if self.segment_nodes():
+            self.write_tile_bounds()
+        self.values.define(lines, "program", [*roots, *self.segment_nodes()])
+
+    def _write_run(self) -> None:
+        """The head, and the first element of the tile where it is a run of positions."""
+        lines = self.lines
         block = "BLOCK_N" if self.columns_first else "BLOCK_M"
         length, start = ("Nk", "start_n") if self.columns_first else ("Nq", "start_m")
         lines.add(f"tiles = tl.cdiv({length}, {block})", "head = tl.program_id(0) // tiles")
@@ -86,11 +112,27 @@ class Kernel:
         else:
             lines.comment("The last tile comes first: under a causal mask it has the most keys.")
             lines.add(f"{start} = (tiles - 1 - tl.program_id(0) % tiles) * {block}")
-        lines.add("b = head // H", "h = head % H", "G = H // Hk")
-        self.write_offsets()
-        if self.segment_nodes():
-            self.write_tile_bounds()
-        self.values.define(lines, "program", [*roots, *self.segment_nodes()])
+
+    def _write_box(self, grid: Grid) -> None:
+        """The head, and the corner of the tile where it is a box."""
+        lines = self.lines
+        write_counts(lines, grid, self.own_side, "tiles")
+        write_counts(lines, grid, self.other_side, "other_tiles")
+        number = "tl.program_id(0) % tiles"
+        lines.add(
+            "head = tl.program_id(0) // tiles",
+            f"own = {number if self.columns_first else f'tiles - 1 - {number}'}",
+            *corner_lines(grid, self.own_side, "own"),
+        )
+
+    @property
+    def own_side(self) -> Side:
+        """The side of the tiles that a program owns."""
+        return COLUMNS if self.columns_first else ROWS
+
+    @property
+    def other_side(self) -> Side:
+        return ROWS if self.columns_first else COLUMNS
 
     def write_offsets(self) -> None:
         """First positions of queries and keys, and the number of keys, of sequence b."""
@@ -117,15 +159,31 @@ class Kernel:
                 "tile_hi = tl.minimum(start_m + BLOCK_M, Nq) - 1 + q_start",
             )
 
-    def write_rows(self, start: str = "start_m") -> None:
-        """Indices and positions of the tile's queries."""
-        self.lines.add(f"rows = {elements(start, 'BLOCK_M')}{self.row}", "q = rows + q_start")
+    @property
+    def row_elements(self) -> str:
+        """The text of the indices of the tile's queries, [BLOCK_M]; after `write_rows`."""
+        return ROWS.places if self.plan.grid else elements("start_m", "BLOCK_M")
 
-    def write_columns(self, start: str = "start_n") -> None:
-        """Indices and positions of the tile's keys."""
-        self.lines.add(
-            f"columns = {elements(start, 'BLOCK_N')}{self.column}", "k = columns + k_start"
-        )
+    @property
+    def column_elements(self) -> str:
+        """The text of the indices of the tile's keys, [BLOCK_N]; after `write_columns`."""
+        return COLUMNS.places if self.plan.grid else elements("start_n", "BLOCK_N")
+
+    def write_rows(self, partial: bool = True) -> None:
+        """Indices and positions of the tile's queries. Where it is a box, `partial` says whether
+        some of them may lie beyond the grid."""
+        self._write_elements(ROWS, self.row, partial)
+        self.lines.add(f"rows = {self.row_elements}{self.row}", "q = rows + q_start")
+
+    def write_columns(self, partial: bool = True) -> None:
+        """Indices and positions of the tile's keys, as `write_rows`."""
+        self._write_elements(COLUMNS, self.column, partial)
+        self.lines.add(f"columns = {self.column_elements}{self.column}", "k = columns + k_start")
+
+    def _write_elements(self, side: Side, subscript: str, partial: bool) -> None:
+        if self.plan.grid is not None:
+            write_places(self.lines, self.plan.grid, side, partial)
+            write_coordinates(self.lines, self.plan.grid, side, subscript)
 
     # -- loads ---------------------------------------------------------------------------------
 
@@ -139,23 +197,22 @@ class Kernel:
         )
 
     def write_loads(
-        self, name: str, start: str, chunks: Sequence[Chunk], limit: str | None, block: str
+        self, name: str, index: str, chunks: Sequence[Chunk], limit: str | None
     ) -> None:
-        """Loads a tile [block, width] of query, key or value for each chunk; beyond `limit` rows it
-        is 0 (None: no test)."""
+        """Loads a tile [block, width] of query, key or value for each chunk, of the rows `index`
+        ([block]); from row `limit` on it is 0 (None: no test)."""
         # Addresses are made where they are used: kept over a loop they would fill registers.
         stride = "" if self.plan.request.unit_stride else f" * {name}_stride_d"
-        index = f"({elements(start, block)})[:, None]"
+        index = f"({index})[:, None]"
         for i, chunk in enumerate(chunks):
             tests = [f"({index} < {limit})"] if limit is not None else []
             element = f"({arange(chunk)}){stride}" if stride else arange(chunk)
             address = f"{name}_head + {index} * {name}_n + {element}"
             self.lines.add(f"{name}_{i} = " + load(address, tests + width_test(chunk), "0.0"))
 
-    def own_address(self, name: str, width: int, start: str, block: str, chunk: Chunk) -> str:
-        """Addresses of a tile of a contiguous tensor [B, H, length, width]."""
-        index = f"({elements(start, block)})[:, None]"
-        return f"{name}_head + {index}.to(tl.int64) * {width} + {arange(chunk)}"
+    def own_address(self, name: str, width: int, index: str, chunk: Chunk) -> str:
+        """Addresses of a tile of a contiguous tensor [B, H, length, width]; `index` is [block]."""
+        return f"{name}_head + ({index})[:, None].to(tl.int64) * {width} + {arange(chunk)}"
 
     def write_own_base(self, name: str, width: int, length: str) -> None:
         self.lines.add(f"{name}_head = {name} + head.to(tl.int64) * {length} * {width}")
@@ -164,33 +221,30 @@ class Kernel:
         self,
         name: str,
         width: int,
-        start: str,
+        index: str,
         chunks: Sequence[Chunk],
         limit: str | None,
-        block: str,
     ) -> None:
         """Loads a tile of a contiguous tensor, as `write_loads`."""
         for i, chunk in enumerate(chunks):
-            index = f"({elements(start, block)})[:, None]"
-            tests = [f"({index} < {limit})"] if limit is not None else []
-            address = self.own_address(name, width, start, block, chunk)
+            tests = [f"(({index})[:, None] < {limit})"] if limit is not None else []
+            address = self.own_address(name, width, index, chunk)
             self.lines.add(f"{name}_{i} = " + load(address, tests + width_test(chunk), "0.0"))
 
     def write_own_stores(
         self,
         name: str,
         width: int,
-        start: str,
+        index: str,
         chunks: Sequence[Chunk],
         limit: str,
-        block: str,
         value: Callable[[int], str],
     ) -> None:
         """Stores tiles of a contiguous tensor; `value` gives the text of a chunk."""
         self.write_own_base(name, width, limit)
         for i, chunk in enumerate(chunks):
-            tests = [f"(({elements(start, block)})[:, None] < {limit})", *width_test(chunk)]
-            address = self.own_address(name, width, start, block, chunk)
+            tests = [f"(({index})[:, None] < {limit})", *width_test(chunk)]
+            address = self.own_address(name, width, index, chunk)
             self.lines.add(f"tl.store({address}, {value(i)}, mask={' & '.join(tests)})")
 
     def write_product(self, name: str, left: str, right: str, chunks: Sequence[Chunk]) -> None:
@@ -219,8 +273,10 @@ class Kernel:
             outer = self.values
             lines.add(*loop.before)
             with lines.block(loop.header):
-                start = f"{self.axis.start} = tile * {self.axis.block}"
-                lines.add(*loop.statements, start, *loop.after)
+                place = [f"{self.axis.start} = tile * {self.axis.block}"]
+                if plan.grid is not None:
+                    place = corner_lines(plan.grid, self.other_side, "tile")
+                lines.add(*loop.statements, *place, *loop.after)
                 self.values = outer.inner()
                 body(loop.partial)
                 self.values = outer
@@ -245,15 +301,20 @@ class Kernel:
             return f"tl.full([{self.shape}], {text}, tl.float32)"
         return f"(tl.zeros([{self.shape}], tl.float32) + {text})"
 
+    def end_tests(self, side: Side) -> list[str]:
+        """Tests that a row or column of a pair is there."""
+        is_cut = side is COLUMNS and "k_len" in self.plan.request.per_batch
+        if self.plan.grid is not None and not is_cut:  # coordinates are there for the mask anyway
+            return inside_tests(self.plan.grid, side)
+        return ["(columns < n_keys)" if side is COLUMNS else "(rows < Nq)"]
+
     def mask_tests(self, partial: bool, always_rows: bool = False) -> list[str]:
         """Tests that a pair takes part, by bounds and mask; none in a full tile."""
         tests = []
-        if partial and not self.columns_first:
-            tests.append("(columns < n_keys)")
-        if self.columns_first and partial:
-            tests.append("(rows < Nq)")
+        if partial:
+            tests += self.end_tests(self.other_side)
         if always_rows:
-            tests.append("(rows < Nq)")
+            tests += self.end_tests(ROWS)
         mask = self.plan.program.mask
         if partial and mask is not TRUE:
             self.lines.origin(self.plan.program, mask)

@@ -54,6 +54,8 @@ def list_count(plan: KernelPlan) -> str:
 def write_list_loops(lines: Lines, plan: KernelPlan, columns_first: bool) -> list[Loop]:
     """The loops over a row of a list: full tiles, then partial ones."""
     own = "start_n // BLOCK_N" if columns_first else "start_m // BLOCK_M"
+    if plan.grid is not None:
+        own = "own"
     axes = list_axes(plan)
     which = {
         frozenset("bh"): "(b * H + h) * tiles + ",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 
+from attndsl.analysis.grids import coordinated
 from attndsl.analysis.intervals import INT32, POSITION, Range, Ranges
 from attndsl.ir.nodes import Node, constant, find, is_const, make, rebuild, topological
 from attndsl.ir.ops import ATOM, PRODUCT, TEST, Spelling, call
@@ -12,6 +13,7 @@ from attndsl.plan.kernel_plan import KernelPlan, decides_by_float
 
 from ..expressions import Printer, hoist, table_spelling
 from ..lines import Lines
+from .boxes import coordinate_name
 from .integers import NARROW_DTYPES, WIDE_DTYPES, Integers
 
 LEVELS = ("program", "row", "column", "pair")
@@ -164,7 +166,9 @@ class Values:
     def normal(self, node: Node) -> Node:
         """The node with constants that float32 can hold."""
         if node not in self._normalised:
-            self._normalised[node] = normalised(node, self._ranges)
+            grid = self.plan.grid
+            whole = node if grid is None else coordinated(grid, node, within_lookups=True)
+            self._normalised[node] = normalised(whole, self._ranges)
             self._exact |= decisive(self._normalised[node])
         found = self._normalised[node]
         for below in find(found, "const"):
@@ -204,7 +208,8 @@ class Values:
     def _leaf(self, node: Node, args: tuple[str, ...]) -> str:
         match node.op:
             case "index":
-                return node.name
+                position, _, axis = node.name.partition(".")
+                return coordinate_name(position, axis) if axis else position
             case "score":
                 return "score"
             case "out":
@@ -272,6 +277,12 @@ class Values:
         return [*pointer, *(f"d{axis}_{name}" for axis in range(rank)), *strides, f"wide_{name}"]
 
     def _spell(self, node: Node) -> Spelling:
+        found = self._spell_operation(node)
+        if node.kind != "int" or not self.integers.is_cut(node):
+            return found
+        return Spelling(f"tl.cast({found.template}, tl.int32)", ATOM, found.slots)
+
+    def _spell_operation(self, node: Node) -> Spelling:
         if node.op in ("floordiv", "floormod"):
             x, y = node.args
             plain = self.integers.is_nonnegative(x) and y.op == "const" and y.value > 0

@@ -1,11 +1,13 @@
 """Every example compiles for every target without a GPU; on sm_90 without a spill, with wgmma."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import attndsl
 from attndsl.backend import load
+from attndsl.plan.kernel_plan import Order
 from attndsl.plan.planner import plan
 from attndsl.report.compile import Job, compile_jobs
 from attndsl.report.requests import request_for
@@ -25,9 +27,12 @@ SHARED_LIMITS = {
 MATRIX_KERNELS = {"forward", "backward_dq", "backward_dkv"}
 
 
-def job(path: Path, target: str, head_dim: int, dtype: str = "bfloat16") -> Job:
+def job(
+    path: Path, target: str, head_dim: int, dtype: str = "bfloat16", order: Order = "linear"
+) -> Job:
     program = attndsl.compile(path).program
-    made = plan(program, request_for(program, target, dtype, head_dim, head_dim))
+    request = request_for(program, target, dtype, head_dim, head_dim)
+    made = plan(program, replace(request, order=order))
     generator = load("attndsl.codegen", "triton")
     return Job(generator.emit(made), generator.kernels(made), target)
 
@@ -40,6 +45,15 @@ def test_hopper(path: Path) -> None:
             assert kernel.spill_bytes == 0, kernel
             assert kernel.shared_bytes <= SHARED_LIMITS[kernel.target], kernel
             assert kernel.mma == 0, kernel
+            assert (kernel.wgmma > 0) or kernel.name not in MATRIX_KERNELS, kernel
+
+
+@pytest.mark.parametrize("name", ["gna", "neighborhood_3d", "swin"])
+def test_boxes_on_hopper(name: str) -> None:
+    path = Path("examples") / f"{name}.attn"
+    for kernels in compile_jobs([job(path, "sm_90", 64, order="boxes")]):
+        for kernel in kernels:
+            assert kernel.spill_bytes == 0, kernel
             assert (kernel.wgmma > 0) or kernel.name not in MATRIX_KERNELS, kernel
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attndsl.backend import load
 from attndsl.ir.program import Program
-from attndsl.plan.kernel_plan import KernelPlan, Request
+from attndsl.plan.kernel_plan import KernelPlan, Order, Request
 from attndsl.plan.planner import plan
 from attndsl.semantics import analyse
 from attndsl.source import Source
@@ -82,6 +82,7 @@ def check(
     arguments: Mapping[str, Any] | None = None,
     small: bool = True,
     sizes: tuple[int, ...] = (2, 4, 2, 70, 90, 6, 5),
+    order: Order = "linear",
     **call: Any,
 ) -> None:
     """Compare with the oracle. sizes: B, H, Hk, Nq, Nk, D, Dv."""
@@ -96,7 +97,7 @@ def check(
     key = normal(batch, columns, key_heads, width).transpose(1, 2)
     value = normal(batch, columns, key_heads, value_width).transpose(1, 2)
     program = compiled(text)
-    made = plan(program, request(program, query, value, call))
+    made = plan(program, replace(request(program, query, value, call), order=order))
     source = TORCH.emit(made)
     for old, new in SMALL.items() if small else ():
         source = source.replace(old, new)

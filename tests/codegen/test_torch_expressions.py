@@ -41,8 +41,11 @@ def printer() -> Printer:
         (make("min", Q, N), "q.clamp(max=n)"),
         (make("max", N, make("neg", Q)), "(-q).clamp(min=n)"),
         (make("min", N, size("Nk")), "min(n, Nk)"),
-        (make("exp", X), "torch.exp(attn_tensor(x))"),
-        (make("div", X, make("to_float", N)), "attn_tensor(x) / float(n)"),
+        (make("exp", X), "torch.exp(attn_tensor(x)).item()"),
+        (
+            make("div", X, make("to_float", N)),
+            "(attn_tensor(x) / attn_tensor(float(n))).item()",
+        ),
         (make("where", ON, X, constant(0.0)), "x if on else 0.0"),
         (make("where", ON, make("to_float", Q), X), "torch.where(attn_tensor(on), "),
         (make("mul", make("where", ON, X, constant(2.0)), X), "(x if on else 2.0) * x"),

@@ -5,9 +5,11 @@ A tile is full for a kernel whose loop over it tests neither the mask nor the en
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +20,7 @@ from torch import Tensor
 
 import attndsl
 from attndsl.ir.program import Program
+from attndsl.plan.boxes import attn_box
 from attndsl.plan.kernel_plan import Config, Request
 from attndsl.plan.planner import plan
 from attndsl.runtime import cache
@@ -118,9 +121,15 @@ def count_visits(
 
 
 def needed_visits(
-    attention: attndsl.Attention, counter: Counter, query: Tensor, key: Tensor, **call: Any
+    attention: attndsl.Attention,
+    counter: Counter,
+    query: Tensor,
+    key: Tensor,
+    grid: tuple[int, ...] = (),
+    **call: Any,
 ) -> Counts:
-    """What a kernel has to visit, from the mask of every pair, for the kernels that ran."""
+    """What a kernel has to visit, from the mask of every pair, for the kernels that ran. With a
+    grid tiles are boxes of it."""
     sizes = dict(zip("B H Nq D".split(), query.shape, strict=True))
     sizes |= dict(zip(("Hk", "Nk"), key.shape[1:3], strict=True))
     call = {name: given for name, given in call.items() if name != "scale"}
@@ -129,6 +138,11 @@ def needed_visits(
     lengths = call.get("k_len")
     if lengths is None:
         lengths = torch.full((sizes["B"],), sizes["Nk"])
+    if grid:
+        return {
+            name: count_boxes(mask, counter.configs[name], name == "backward_dkv", lengths, grid)
+            for name in counter.used
+        }
     return {
         name: count_tiles(mask, counter.configs[name], name == "backward_dkv", lengths)
         for name in counter.used
@@ -150,3 +164,32 @@ def count_tiles(
                 if m + config.block_m <= rows if over_queries else n + config.block_n <= length:
                     full += int(tile.all(-1).all(-1).sum())
     return visited, full
+
+
+def count_boxes(
+    mask: Tensor, config: Config, over_queries: bool, lengths: Tensor, grid: tuple[int, ...]
+) -> tuple[int, int]:
+    """The same where tiles are boxes of a grid: visited are those with a pair of a key before its
+    sequence's length; full those with all pairs of positions, where the box over which the kernel
+    loops lies within the grid and (of keys) before the length."""
+    rows, columns = (boxes_of(grid, size) for size in (config.block_m, config.block_n))
+    visited = full = 0
+    for b, length in enumerate(lengths.clamp(0, math.prod(grid)).tolist()):
+        for (own, own_size), (other, other_size) in product(rows, columns):
+            tile = mask[b][:, own][:, :, other]
+            there = torch.tensor(other) < length
+            visited += int(tile[..., there].any(-1).any(-1).sum())
+            if len(own) == own_size if over_queries else len(other) == other_size and there.all():
+                reached = bool(there.any())
+                full += int((tile.all(-1).all(-1) & reached).sum())
+    return visited, full
+
+
+def boxes_of(grid: tuple[int, ...], size: int) -> list[tuple[list[int], int]]:
+    """The positions of every box that lie within the grid, and how many a whole box has."""
+    box = attn_box(size, grid)
+    found: dict[tuple[int, ...], list[int]] = {}
+    for position, place in enumerate(product(*map(range, grid))):
+        number = tuple(at // extent for at, extent in zip(place, box, strict=True))
+        found.setdefault(number, []).append(position)
+    return [(positions, math.prod(box)) for positions in found.values()]

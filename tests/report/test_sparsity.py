@@ -1,0 +1,30 @@
+"""The table of how tight tiles are, on a few masks."""
+
+from __future__ import annotations
+
+import attndsl
+from attndsl.report.sparsity import IMAGE, MASKS, TITLES, Case, row_of
+from tests.oracle.examples import FOLDER
+
+
+def row(case: Case) -> dict[str, object]:
+    return dict(zip(TITLES, row_of(case), strict=True))
+
+
+def mask(name: str, length: int = 4096) -> Case:
+    text = f"attention mask():\n    {MASKS[name]}\n"
+    return Case(name, attndsl.compile(text=text), length=length)
+
+
+def test_runs_are_as_tight_as_tiles_can_be() -> None:
+    found = row(mask("global + window"))
+    assert (found["order"], found["tiles by"], found["lost"]) == ("linear", "ranges", 0)
+    assert found["times"] == 1 and found["visited"] == found["needed"] == 790
+
+
+def test_boxes_are_chosen_where_they_pay() -> None:
+    found = row(mask("shifted windows of 16 in 128 x 128", IMAGE))
+    assert (found["order"], found["tiles by"]) == ("boxes", "lists")
+    assert found["times"] == 1 and found["visited"] == found["needed"]
+    pixels = row(Case("near", attndsl.compile(FOLDER / "neighborhood_2d.attn"), length=3136))
+    assert pixels["order"] == "linear"
