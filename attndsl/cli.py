@@ -223,7 +223,8 @@ def _diff_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _bench_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("suite", nargs="?", choices=("cpu", "startup"), help="all unless given")
+    suites = ("cpu", "masks", "sparsity", "startup")
+    parser.add_argument("suite", nargs="?", choices=suites, help="all unless given")
     parser.add_argument("--json", action="store_true")
 
 

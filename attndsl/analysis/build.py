@@ -134,6 +134,15 @@ def _sides(form: Linear) -> tuple[Linear, Linear]:
     return left, right.plus(-form.constant)
 
 
+def has_sides(form: Linear) -> bool:
+    """Whether `form <= 0` can be written without sums that leave 64 bits."""
+    huge = [term for term in form.terms if is_wide(term, HUGE)]
+    if len(huge) > 1:
+        return len(form.terms) == 2 and not form.constant and huge[0].factor * huge[1].factor < 0
+    rest = (form_range(Linear((term,))) for term in form.terms if term not in huge)
+    return sum(max(map(abs, ends)) for ends in rest) + abs(form.constant) < 2**63
+
+
 def is_wide(term: Term, most: int = WIDE) -> bool:
     """Whether a term may be so large that adding positions to it (with HUGE: squares of positions)
     overflows."""

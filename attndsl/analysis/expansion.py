@@ -112,15 +112,21 @@ class Expansion:
         if isinstance(part, Any):
             return self._any([self.cases(p, source) for p in part.parts], part, source)
         if isinstance(part, Choice):
-            if isinstance(part.condition, Fixed) and isinstance(part.other, Opaque):
-                self.signs.given[part.condition.node] = None  # else nothing is known
-                return self.cases(part.then, source)
+            if part.is_usual:
+                return self._usual(part, source)
             taken = (part.condition, part.then), (part.otherwise, part.other)
             options = [
                 self._all([self.cases(p, source) for p in two], part, source) for two in taken
             ]
             return self._any(options, part, source)
         return [self._unsolved(part, source)]
+
+    def _usual(self, part: Choice, source: Node | None) -> list[Case]:
+        """A choice whose condition is taken as given, where it is known before a kernel loops."""
+        if not isinstance(part.condition, Fixed):
+            return [self._unsolved(part, source)]
+        self.signs.given[part.condition.node] = None
+        return self.cases(part.then, source)
 
     def _unsolved(self, part: Predicate, source: Node | None) -> Case:
         self._kept.append(part)

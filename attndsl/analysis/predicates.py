@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from attndsl.analysis import build
 from attndsl.analysis.intervals import INT32, may_wrap, may_wrap_usually
-from attndsl.analysis.linear import PAIR_INDICES, Linear, Term, linear
+from attndsl.analysis.linear import PAIR_INDICES, Linear, Term, linear, written
 from attndsl.ir.nodes import FALSE, TRUE, Node, find, topological
 
 MOST_LITERALS = 64  # a comparison that would split into more stays as it is
@@ -62,13 +62,17 @@ class Any:
 
 @dataclass(frozen=True)
 class Choice:
-    """`then` where the condition holds, else `other`; `otherwise` is the condition's negation."""
+    """`then` where the condition holds, else `other`; `otherwise` is the condition's negation.
+
+    is_usual   whether the condition holds but for entries of tables that no call is likely to have
+    """
 
     condition: Predicate
     otherwise: Predicate
     then: Predicate
     other: Predicate
     depth: int
+    is_usual: bool = False
 
 
 Predicate = Literal | Fixed | Opaque | All | Any | Choice
@@ -108,14 +112,18 @@ def _is(part: Predicate, fixed: Fixed) -> bool:
 
 
 def choice(
-    condition: Predicate, otherwise: Predicate, then: Predicate, other: Predicate
+    condition: Predicate,
+    otherwise: Predicate,
+    then: Predicate,
+    other: Predicate,
+    is_usual: bool = False,
 ) -> Predicate:
     if _is(condition, ALWAYS) or then is other:
         return then
     if _is(condition, NEVER):
         return other
     depth = 1 + max(condition.depth, otherwise.depth, then.depth, other.depth)
-    return Choice(condition, otherwise, then, other, depth)
+    return Choice(condition, otherwise, then, other, depth, is_usual)
 
 
 def is_fixed(node: Node) -> bool:
@@ -206,12 +214,8 @@ def _normal(node: Node, wanted: bool, of: Callable[[Node, bool], Predicate]) -> 
     if is_fixed(node):
         return Fixed(node if wanted else build.negation(node))
     args = node.args
-    if node.op in ("lt", "le", "eq", "ne") and may_wrap(node):
-        unknown = Opaque(node, not wanted)
-        if args[0].kind != "int" or may_wrap_usually(node):
-            return unknown
-        compared = _comparison(node.op, linear(args[0]) - linear(args[1]), wanted)
-        return choice(*_entries_fit(node), compared, unknown)
+    if node.op in ("lt", "le", "eq", "ne") and args[0].kind == "int":
+        return _compared(node, wanted)
     if node.op == "not":
         return of(args[0], not wanted)
     if node.op in ("and", "or"):
@@ -226,9 +230,19 @@ def _normal(node: Node, wanted: bool, of: Callable[[Node, bool], Predicate]) -> 
         return choice(
             of(args[0], True), of(args[0], False), of(args[1], same), of(args[1], not same)
         )
-    if node.op in ("lt", "le", "eq", "ne") and args[0].kind == "int":
-        return _comparison(node.op, linear(args[0]) - linear(args[1]), wanted)
     return Opaque(node, not wanted)
+
+
+def _compared(node: Node, wanted: bool) -> Predicate:
+    """A comparison of ints, where neither it nor what is made of it leaves 64 bits."""
+    form = linear(node.args[0]) - linear(node.args[1])
+    compared = _comparison(node.op, form, wanted)
+    if not may_wrap(node) and build.has_sides(form):
+        return compared
+    unknown = Opaque(node, not wanted)
+    if may_wrap_usually(node) or may_wrap_usually(written(form)):
+        return unknown
+    return choice(*_entries_fit(node), compared, unknown, is_usual=True)
 
 
 def _entries_fit(root: Node) -> tuple[Predicate, Predicate]:
@@ -238,7 +252,12 @@ def _entries_fit(root: Node) -> tuple[Predicate, Predicate]:
         if node.kind == "int":
             entry = linear(node)
             forms += [entry.plus(-INT32[1]), (-entry).plus(INT32[0])]
-    return every(*map(not_positive, forms)), some(*(not_positive((-f).plus(1)) for f in forms))
+    fixed = build.both(*(build.not_positive(form) for form in forms if not form.varies))
+    varying = [form for form in forms if form.varies]
+    return (
+        every(Fixed(fixed), *map(not_positive, varying)),
+        some(Fixed(build.negation(fixed)), *(not_positive((-f).plus(1)) for f in varying)),
+    )
 
 
 def _comparison(op: str, form: Linear, wanted: bool) -> Predicate:

@@ -9,6 +9,7 @@ from attndsl.ir.nodes import Node, topological
 from attndsl.plan.kernel_plan import Chunk, Config, Request
 
 LONG_MASK = 4  # nodes of a mask that differ from pair to pair; one that has more counts as work
+LONGEST_MASK = 8  # of one that has more, a tile is as small as where pairs look something up
 NARROWEST = 16  # columns: the least that a matrix instruction takes
 
 
@@ -45,7 +46,8 @@ Work = Literal["plain", "masked", "tables", "dots"]
 
 
 def work_of(value: Node, mask: Node) -> Work:
-    """What a pair costs in registers: little, a long mask, lookups by query and key, or dots."""
+    """What a pair costs in registers: little, a long mask, lookups by query and key (or a mask as
+    long as that), or dots."""
     pairs = [node for node in topological(value, mask) if varies_with_pairs(node)]
     if any(node.op == "dot" for node in pairs):
         return "dots"
@@ -54,6 +56,8 @@ def work_of(value: Node, mask: Node) -> Work:
     nodes = topological(mask)
     cost = sum(1 for node in nodes if varies_with_pairs(node))
     cost += sum(2 for node in nodes if node.op == "lookup" and "k" in node.varies)
+    if cost > LONGEST_MASK:
+        return "tables"
     return "masked" if cost > LONG_MASK else "plain"
 
 

@@ -12,6 +12,7 @@ from attndsl.report.cpu import cpu
 from attndsl.report.measurement import Report, milliseconds, summary
 from attndsl.report.preparation import masks
 from attndsl.report.progress import progress
+from attndsl.report.sparsity import sparsity
 
 # -- startup --------------------------------------------------------------------------------
 
@@ -55,7 +56,12 @@ def example_files() -> list[Path]:
     return sorted(beside.glob("*.attn"))
 
 
-SUITES: dict[str, Callable[[], Report]] = {"cpu": cpu, "masks": masks, "startup": startup}
+SUITES: dict[str, Callable[[], Report]] = {
+    "cpu": cpu,
+    "masks": masks,
+    "sparsity": lambda: sparsity(example_files()),
+    "startup": startup,
+}
 
 
 def measure(suite: str) -> Report:

@@ -48,14 +48,18 @@ def side(length: int) -> int:
 
 def same_document(given: dict[str, Any]) -> MaskFunction:
     doc: Tensor = given["doc"]
-    return lambda b, h, q, k: torch.logical_and(doc[b, q] == doc[b, k], q >= k)
+
+    def kept(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (doc[b, q] == doc[b, k]) & (q >= k)
+
+    return kept
 
 
 def neighborhood(given: dict[str, Any]) -> MaskFunction:
     width, radius = given["side"], given["radius"]
 
     def start(x: Tensor) -> Tensor:
-        return (x - radius).clamp(0, width - 2 * radius - 1)
+        return torch.clamp(x - radius, 0, width - 2 * radius - 1)
 
     def near(x: Tensor, y: Tensor) -> Tensor:
         return torch.logical_and(y >= start(x), y <= start(x) + 2 * radius)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -77,9 +77,9 @@ MASKS = {
 IMAGE = 128 * 128
 
 
-def sparsity(folder: Path | None = None) -> Report:
-    """Tiles of the forward kernel for sm_90, for every example of a folder and for common masks."""
-    found = list(cases(folder))
+def sparsity(files: Sequence[Path] = ()) -> Report:
+    """Tiles of the forward kernel for sm_90, for programs with one attention and common masks."""
+    found = list(cases(files))
     rows = []
     with progress(len(found)) as line:
         for case in found:
@@ -94,10 +94,10 @@ def sparsity(folder: Path | None = None) -> Report:
     return Report("sparsity", about, TITLES, tuple(rows), notes)
 
 
-def cases(folder: Path | None) -> Iterator[Case]:
+def cases(files: Sequence[Path]) -> Iterator[Case]:
     import attndsl
 
-    for path in sorted(folder.glob("*.attn")) if folder else ():
+    for path in files:
         attention = attndsl.compile(path)
         yield Case(path.stem, attention, length=length_of(attention.program))
     for name, body in MASKS.items():

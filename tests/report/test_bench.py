@@ -6,7 +6,8 @@ import json
 
 import torch
 
-from attndsl.report import bench
+from attndsl.cli import main
+from attndsl.report import bench, preparation
 from attndsl.report import cpu as engine
 from attndsl.report.bench import startup
 from attndsl.report.measurement import Report
@@ -52,3 +53,18 @@ def test_a_report_as_text_and_record():
     report = Report("suite", "about", ("what", "ms"), (("a", 1.25),), ("a note",))
     assert report.text == "suite: about\n\nwhat    ms\na     1.25\n\na note"
     assert report.record["rows"] == [{"what": "a", "ms": 1.25}]
+
+
+def test_the_command_knows_every_suite(capsys):
+    main(["bench", "--help"])
+    assert "{" + ",".join(bench.SUITES) + "}" in capsys.readouterr().out
+
+
+def test_masks_suite(monkeypatch):
+    monkeypatch.setattr(preparation, "REPEATS", 1)
+    report = preparation.masks(lengths=(256, 512), longest_for_peer=256)
+    assert [row[:2] for row in report.rows] == [
+        (case.name, length) for case in preparation.CASES for length in (256, 512)
+    ]
+    assert report.rows[1][6].startswith("~")
+    json.dumps(report.record)
