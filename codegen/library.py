@@ -88,13 +88,14 @@ def attn_lookup(
 ) -> torch.Tensor:
     """tensor[indices]; 0 where the index of a guarded axis lies outside of it."""
     places = [index for index in indices if isinstance(index, torch.Tensor)]
-    shape = torch.broadcast_shapes(*(p.shape for p in places))  # type: ignore[no-untyped-call]
     outside = any(
         isinstance(index, int) and not 0 <= index < length
         for index, length in zip(indices, tensor.shape, strict=True)
     )
     if outside or tensor.numel() == 0:
+        shape = torch.broadcast_shapes(*(p.shape for p in places))  # type: ignore[no-untyped-call]
         return tensor.new_zeros(shape)
+    is_one = all(place.dim() == 0 for place in places)
     inside, at = None, 0
     for axis, index in enumerate(indices):
         if isinstance(index, int):
@@ -107,7 +108,8 @@ def attn_lookup(
             index = index.clamp(0, last)
         places[at] = index if index.dim() else index.reshape(1)
         at += 1
-    found = tensor[tuple(places)].reshape(shape) if places else tensor
+    found = tensor[tuple(places)] if places else tensor
+    found = found.reshape(()) if is_one else found
     return found if inside is None else attn_where(inside, found)
 
 
@@ -125,6 +127,8 @@ def attn_flat(
     inside = torch.ones((), dtype=torch.bool, device=like.device)
     for index, length in zip(indices, shape, strict=True):
         inside = inside & (index >= 0) & (index < length)
+        if isinstance(index, int) and not 0 <= index < length:
+            index = 0  # it may be too large for a tensor
         flat = flat * length + index
     return torch.where(inside, flat, 0), inside
 

@@ -247,11 +247,12 @@ def _compared(node: Node, wanted: bool) -> Predicate:
 
 def _entries_fit(root: Node) -> tuple[Predicate, Predicate]:
     """That the entries of tables that a comparison computes with fit 32 bits, and its negation."""
+    low, high = map(int, INT32)
     forms: list[Linear] = []
     for node in find(root, "lookup"):
         if node.kind == "int":
             entry = linear(node)
-            forms += [entry.plus(-INT32[1]), (-entry).plus(INT32[0])]
+            forms += [entry.plus(-high), (-entry).plus(low)]
     fixed = build.both(*(build.not_positive(form) for form in forms if not form.varies))
     varying = [form for form in forms if form.varies]
     return (

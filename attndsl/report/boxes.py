@@ -24,7 +24,7 @@ def loop_over_boxes(plan: KernelPlan, seen: View, axes: Axes) -> Loops:
     """What the loops visit where the kernels make lists of boxes."""
     assert axes.boxes is not None
     lanes = lanes_of(plan, seen, axes, max(MOST_TESTS // max(axes.tiles, 1), FEWEST_LANES))
-    visited, full = (torch.zeros_like(lanes.own) for _ in range(2))
+    visited, full, hull = (torch.zeros_like(lanes.own) for _ in range(3))
     open_lanes, open_tiles = [], []
     test = BoxTest(plan, seen, axes)
     step = max(1, AT_ONCE // max(axes.tiles, 1))
@@ -32,13 +32,22 @@ def loop_over_boxes(plan: KernelPlan, seen: View, axes: Axes) -> Loops:
         part = torch.arange(start, min(start + step, len(lanes)), device=seen.device)
         possible, certain = test(lanes, part)
         visited[part], full[part] = possible.sum(1), certain.sum(1)
+        hull[part] = hull_of(possible)
         row, tile = (possible & ~certain).nonzero(as_tuple=True)
         open_lanes.append(part[row])
         open_tiles.append(tile)
     nothing = torch.zeros(0, dtype=torch.int64, device=seen.device)
     lane, tile = (torch.cat(parts) if parts else nothing for parts in (open_lanes, open_tiles))
-    visited = torch.where(visited > MOST_LISTED, axes.tiles, visited)
-    return Loops(axes, lanes, visited, full, lane, tile, torch.ones_like(tile))
+    fits = visited <= MOST_LISTED
+    visited, listed = torch.where(fits, visited, hull), torch.where(fits, full, 0)
+    return Loops(axes, lanes, visited, listed, lane, tile, torch.ones_like(tile), proved=full)
+
+
+def hull_of(possible: Tensor) -> Tensor:
+    """How many boxes lie from the first to the last that is possible, by row of a bool matrix."""
+    numbers = torch.arange(1, possible.shape[1] + 1, device=possible.device)
+    lowest = torch.where(possible, numbers, len(numbers) + 1).amin(1)
+    return (torch.where(possible, numbers, 0).amax(1) + 1 - lowest).clamp(min=0)
 
 
 class BoxTest:

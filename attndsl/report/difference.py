@@ -110,14 +110,14 @@ def compare(
     rest: Basis = "search"
     looked_at = ""
     if not all(proofs):
+        wanted = (not proofs[0], not proofs[1])
         if "Nq" in sizes and "Nk" in sizes:
             extents = {name: sizes.get(name, 1) for name in SIZES if name != "G"}
             offsets = {name: sizes.get(name, 0) for name in ("q_offset", "k_offset")}
             exact = Exact(a.program, b.program, Trial(extents, offsets, parameters or {}))
-            pairs, looked_at = exact.find(), exact.looked_at
+            pairs, looked_at = exact.find(wanted), exact.looked_at
             rest = "pairs" if exact.is_complete else "part of the pairs"
         else:
-            wanted = (not proofs[0], not proofs[1])
             pairs, looked_at = hunt((a.program, b.program), wanted, sizes, tries, seed)
     a_in_b, b_in_a = (
         Inside(pair, "proof" if proved else rest)
@@ -148,6 +148,6 @@ def hunt(
                 found[at] = first_pair(trial, kept[at] & ~kept[1 - at])
         if all(found[at] is not None for at in (0, 1) if wanted[at]):
             break
-    if not seen:
+    if not seen and tries:
         raise ArgumentError("no call fits both programs: their tables differ in shape")
     return found, "1 small random call" if seen == 1 else f"{seen} small random calls"

@@ -31,22 +31,31 @@ class Exact:
         while (longest / self.block) ** 2 > MOST_TILES:
             self.block *= 2
         self.found: list[Pair | None] = [None, None]
+        self.wanted = (True, True)
         self.tiles = self.undecided = self.enumerated = 0
 
     @property
+    def is_found(self) -> bool:
+        """Whether there is a pair for each direction that is wanted."""
+        return all(self.found[at] is not None for at in (0, 1) if self.wanted[at])
+
+    @property
     def is_complete(self) -> bool:
-        return self.enumerated >= self.undecided
+        return self.is_found or self.enumerated >= self.undecided
 
     @property
     def looked_at(self) -> str:
         extent = f"{self.block} x {self.block}"
         whole = f"{self.tiles:,} tiles of {extent}"
-        if self.is_complete:
+        if self.enumerated >= self.undecided:
             return f"{whole}, {self.undecided:,} of them pair by pair"
-        return f"{whole}; of {self.undecided:,} undecided ones only {self.enumerated:,} were read"
+        enough = "" if self.is_found else "only "
+        return f"{whole}; of {self.undecided:,} undecided ones {enough}{self.enumerated:,} were read"
 
-    def find(self) -> list[Pair | None]:
-        """For each direction a pair that one mask keeps and the other drops, or None."""
+    def find(self, wanted: tuple[bool, bool] = (True, True)) -> list[Pair | None]:
+        """For each direction a pair that one mask keeps and the other drops, or None; looked for
+        only until there is one for each direction that is `wanted`."""
+        self.wanted = wanted
         block = (self.block, self.block)
         one, other = (
             tiles_of(program, seen, block)
@@ -65,12 +74,10 @@ class Exact:
         open_tiles = (~same & ~opposed).nonzero()
         self.undecided = len(open_tiles)
         for part in self._chunks(open_tiles):
-            if all(self.found):
+            if self.is_found:
                 break
             self._enumerate(part)
             self.enumerated += len(part)
-        if all(self.found):
-            self.enumerated = self.undecided
         return self.found
 
     def _chunks(self, tiles: Tensor) -> Iterator[Tensor]:

@@ -128,6 +128,7 @@ class Rows:
         lane = torch.arange(count, device=device)
         run = torch.zeros(count, dtype=torch.int64, device=device)
         full = torch.zeros(count, dtype=torch.int64, device=device)
+        hulls = Hulls(count, device)
         for level in range(max(0, self.axes.tiles - 1).bit_length(), -1, -1):
             first, last = run << level, (run + 1 << level).clamp(max=self.axes.tiles)
             possible, certain = self._facts(level, lane, run, first, last)
@@ -136,6 +137,7 @@ class Rows:
             kept = possible & (outer > 0)
             sure = kept & (certain | whole) & fits & (outer == last - first)
             full.index_add_(0, lane[sure], (last - first)[sure])
+            hulls.add(lane[sure], first[sure], last[sure])
             is_open = kept & ~sure
             lane, run = lane[is_open], run[is_open]
             if level:
@@ -145,9 +147,19 @@ class Rows:
                 run = (2 * run[:, None] + torch.arange(2, device=device)).flatten()
                 exists = run << (level - 1) < self.axes.tiles
                 lane, run = lane[exists], run[exists]
-        partial = torch.bincount(lane, minlength=count)
-        visited = torch.where(partial + full > MOST_LISTED, hull(reach), partial + full)
-        return Loops(self.axes, self.lanes, visited, full, lane, run, torch.ones_like(run))
+        hulls.add(lane, run, run + 1)
+        visited = torch.bincount(lane, minlength=count) + full
+        fits = visited <= most_listed(self.axes, self.lanes)
+        return Loops(
+            self.axes,
+            self.lanes,
+            torch.where(fits, visited, hulls.extent),
+            torch.where(fits, full, 0),
+            lane,
+            run,
+            torch.ones_like(run),
+            proved=full,
+        )
 
     def _by_segments(
         self, reach: Reach, lane: Tensor, first: Tensor, last: Tensor
@@ -202,11 +214,23 @@ class Rows:
         return possible, certain
 
 
-def hull(reach: Reach) -> Tensor:
-    """How many tiles lie from the first to the last that is reached."""
-    if not len(reach.outer.lo):
-        return reach.outer.total
-    is_there = reach.outer.lo < reach.outer.hi
-    first = torch.where(is_there, reach.outer.lo, torch.iinfo(torch.int64).max).amin(0)
-    last = torch.where(is_there, reach.outer.hi, 0).amax(0)
-    return (last - first).clamp(min=0)
+class Hulls:
+    """The tiles from the first to the last that each lane keeps."""
+
+    def __init__(self, lanes: int, device: torch.device) -> None:
+        self.first = torch.full((lanes,), torch.iinfo(torch.int64).max, device=device)
+        self.last = torch.zeros_like(self.first)
+
+    def add(self, lane: Tensor, first: Tensor, last: Tensor) -> None:
+        """Runs [first, last) that lanes keep."""
+        self.first.scatter_reduce_(0, lane, first, "amin")
+        self.last.scatter_reduce_(0, lane, last, "amax")
+
+    @property
+    def extent(self) -> Tensor:
+        return (self.last - self.first).clamp(min=0)
+
+
+def most_listed(axes: Axes, lanes: Lanes) -> int:
+    """How many tiles a row of a list may have: the places of all of them fit an int32."""
+    return min(MOST_LISTED, (2**31 - 3 - axes.tiles) // max(lanes.kinds, 1))

@@ -110,6 +110,7 @@ class Loops:
     run_lane, run_first, run_count   runs of tiles that are not known to be full
     pairs                that the products of each lane compute; None: all of its tiles
     whole                pairs in the full tiles of each lane; None: all that its own tile has
+    proved               tiles of each lane that are proved to keep every pair; None: the full ones
     is_estimate          whether the kernels may visit others than these
     """
 
@@ -122,6 +123,7 @@ class Loops:
     run_count: Tensor
     pairs: Tensor | None = None
     whole: Tensor | None = None
+    proved: Tensor | None = None
     is_estimate: bool = False
 
     @property
@@ -135,11 +137,16 @@ class Loops:
         return round(int(counts.sum()) * self.lanes.weight)
 
     @property
-    def full_pairs(self) -> int:
-        """Pairs in full tiles; without `whole` each lies wholly inside the axis looped over."""
+    def proved_tiles(self) -> Tensor:
+        """Tiles of each lane that keep every pair; those of `run_lane` are all others."""
+        return self.full if self.proved is None else self.proved
+
+    @property
+    def proved_pairs(self) -> int:
+        """Pairs in them; without `whole` each lies wholly inside the axis looped over."""
         if self.whole is not None:
             return self.total(self.whole)
-        return self.total(self.full * self.lanes.extent) * self.axes.block
+        return self.total(self.proved_tiles * self.lanes.extent) * self.axes.block
 
 
 def summaries_used(plan: KernelPlan) -> list[Summary]:

@@ -58,8 +58,8 @@ def needed_of(mask: Node, seen: View, loops: Loops, most_pairs: int | None = Non
     found = torch.cat(pairs) if pairs else chosen
     scale = lanes.weight * (partial / len(chosen) if len(chosen) else 0)
     return Needed(
-        tiles=loops.total(loops.full) + round(int((found > 0).sum()) * scale),
-        pairs=loops.full_pairs + round(int(found.sum()) * scale),
+        tiles=loops.total(loops.proved_tiles) + round(int((found > 0).sum()) * scale),
+        pairs=loops.proved_pairs + round(int(found.sum()) * scale),
         are_tiles_known=is_counted and not lanes.is_sample,
         are_pairs_known=is_counted and not lanes.is_sample,
     )

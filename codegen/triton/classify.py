@@ -107,6 +107,8 @@ class Classify(Kernel):
             "row = 1 + tl.program_id(0) * most_listed",
             "partial_tiles = first * 0",
             "full_tiles = first * 0",
+            f"lowest = tl.full([{self.at_once}], 0, tl.int32) + last",
+            f"highest = tl.full([{self.at_once}], -1, tl.int32)",
         )
         return outer
 
@@ -205,7 +207,11 @@ class Classify(Kernel):
                 whole.append("(tile_k_hi < n_keys)")
         if possible is not TRUE:
             kept.append(f"({texts[0]})")
-        lines.add(f"some = {' & '.join(kept)}")
+        lines.add(
+            f"some = {' & '.join(kept)}",
+            "lowest = tl.where(some, tl.minimum(lowest, tile), lowest)",
+            "highest = tl.where(some, tile, highest)",
+        )
         if self.has_full:
             lines.add(
                 f"whole = {' & '.join(['some', *whole, f'({texts[1]})'])}",
@@ -215,10 +221,12 @@ class Classify(Kernel):
     def _write_counts(self) -> None:
         """The three numbers of the row."""
         self.lines.add(
+            "lowest_tile = tl.min(lowest, 0)",
+            "hull = tl.max(highest, 0) + 1 - lowest_tile",
             "is_listed = partial_tiles + full_tiles <= most_listed",
-            "place = tl.where(is_listed, row, 1 + tl.num_programs(0) * most_listed + first)",
+            "place = tl.where(is_listed, row, 1 + tl.num_programs(0) * most_listed + lowest_tile)",
             "counts = tile_counts + 3 * tl.program_id(0).to(tl.int64)",
-            "tl.store(counts, tl.where(is_listed, partial_tiles, last - first))",
+            "tl.store(counts, tl.where(is_listed, partial_tiles, hull))",
             "tl.store(counts + 1, tl.where(is_listed, full_tiles, 0))",
             "tl.store(counts + 2, place)",
         )

@@ -3,8 +3,8 @@
 A row belongs to one tile of the kernel's own axis, of one batch and head where they differ. Its
 `tile_counts` are the number of partial tiles, that of full ones, and where its entries begin in
 `tile_lists`: `most_listed` of them, the partial tiles at the front and the full ones at the back.
-A row that needs more has all tiles that the segments reach as partial ones: it begins within the
-numbers of all tiles, which follow the last row there. The entry before or after those of a row
+A row that needs more has all tiles from its first to its last one as partial ones: it begins within
+the numbers of all tiles, which follow the last row there. The entry before or after those of a row
 may be read too, but is not used.
 """
 

@@ -2,8 +2,8 @@
 
 Modules are made for a GPU and run on meta tensors, their kernels left out: reading a meta tensor
 back raises, and so does every operation whose result has a size that data decide. `Watch` raises
-where a tensor of the CPU meets one of the device. What the graph then computes is tested too: the
-same programs against the oracle.
+where a tensor of the CPU meets one of the device. What such programs compute is held against the
+oracle.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from attndsl.codegen.library import attn_lookup, attn_scatter, attn_tensor
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -287,9 +288,30 @@ def test_what_waits_is_seen(name: str) -> None:
 
 
 def test_a_number_is_rounded_before_it_is_written_to_a_device() -> None:
-    from attndsl.codegen.library import attn_tensor
-
     for number in (1e300, -1e300, float("inf"), 0.1, 3, True):
         written = attn_tensor(number, torch.device("cpu"))
         assert written.dim() == 0 and torch.equal(written, attn_tensor(number))
     assert attn_tensor(2.0, META).device == META
+
+
+def test_a_number_too_large_for_a_tensor_is_an_index_outside() -> None:
+    table, grad, index = torch.ones(3, 2), torch.zeros(3, 2), torch.arange(2)
+    for number in (-1, 3, 2**90):
+        assert torch.equal(attn_lookup(table, (number, index), (0,)), torch.zeros(2))
+        assert attn_lookup(table, (1, number), (0, 1)) == 0
+        attn_scatter(grad, torch.ones(2), (number, index))
+    assert torch.equal(grad, torch.zeros(3, 2))
+
+
+def test_numbers_of_a_traced_graph_stay_on_the_cpu() -> None:
+    attention = attndsl.compile(text="attention f(x: float):\n    score score * x\n")
+    query = floats(1, 2, 8, 4)
+
+    @torch.compile(backend="eager", dynamic=True, fullgraph=True)
+    def traced(x: float) -> Any:
+        return attention(query, query, query, x=x, scale=x * 0.5)
+
+    for x in (1.5, 2.5):
+        with torch.device("meta"):
+            found = traced(x)
+        assert torch.equal(found, attention(query, query, query, x=x, scale=x * 0.5))

@@ -302,24 +302,24 @@ def test_lists_within_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rows_that_are_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They visit all that the segments reach, with the mask; shorter rows keep their lists."""
+    """They visit all from their first to their last, with the mask; shorter rows keep lists."""
     from attndsl.codegen.triton import host
 
     shorter = host.LIST_FUNCTIONS.replace("MOST_LISTED = 1024", "MOST_LISTED = 2")
     monkeypatch.setattr("attndsl.codegen.triton.LIST_FUNCTIONS", shorter)
-    case = Case(DOCUMENTS, (1, 1, 1, 97, 97), {"doc": torch.arange(97)[None] // 30}, exact=False)
+    doc = torch.tensor([0, 1, 2, 1, 2, 0, 1, 0, 0, 2]).repeat_interleave(32)[None, :310]
+    case = Case(DOCUMENTS, (1, 1, 1, 310, 310), {"doc": doc}, exact=False)
     counter = check(case)
-    mask = compiled(DOCUMENTS).mask(Nq=97, Nk=97, **case.call)[0, 0]
-    reached = torch.ones(97, 97).tril().bool()
+    mask = compiled(DOCUMENTS).mask(Nq=310, Nk=310, **case.call)[0, 0]
     config = counter.configs["forward"]
-    expected = 0
-    for m in range(0, 97, config.block_m):
-        kept, all_ = (
-            sum(bool(part.any()) for part in x[m : m + config.block_m].split(config.block_n, 1))
-            for x in (mask, reached)
-        )
-        expected += kept if kept <= 2 else all_
-    assert counter.counts["forward"][0] == expected
+    expected, longer, reached = 0, 0, 0
+    for m in range(0, 310, config.block_m):
+        rows = mask[m : m + config.block_m]
+        kept = [n for n, part in enumerate(rows.split(config.block_n, 1)) if part.any()]
+        longer += len(kept) > 2
+        reached += -(-min(m + config.block_m, 310) // config.block_n)
+        expected += len(kept) if len(kept) <= 2 else kept[-1] + 1 - kept[0]
+    assert longer and counter.counts["forward"][0] == expected < reached
 
 
 def test_lists_are_made_on_the_device() -> None:

@@ -20,7 +20,7 @@ from attndsl.runtime import order
 from attndsl.runtime.order import box_of
 from tests.oracle.examples import FOLDER
 from tests.report.test_explain import section
-from tests.report.test_visits import noise, run_counted, same, seen_by
+from tests.report.test_visits import noise, run_counted, same, seen_by, shorten_lists
 
 FLAT = (
     "attention a(height: int = 20, width: int = 30{more}):\n"
@@ -172,15 +172,30 @@ def test_samples_of_boxes_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("always_boxes")
-def test_a_row_with_too_many_boxes_visits_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_with_too_many_boxes_visits_all_between(monkeypatch: pytest.MonkeyPatch) -> None:
     attention = attndsl.compile(text=FLAT.format(mask=NEAR, more=""))
-    call = {"B": 1, "H": 1, "Nq": 600, "Nk": 600}
+    call = {"B": 1, "H": 1, "Nq": 4096, "Nk": 4096, "height": 64, "width": 64}
     plan, seen = planned(attention, call), seen_by(attention, **call)
     free = next(visits_of(plan, seen))
     monkeypatch.setattr(boxes, "MOST_LISTED", 0)
     limited = next(visits_of(plan, seen))
-    assert limited.visited == limited.total > free.visited
-    assert limited.needed == free.needed
+    assert free.visited < limited.visited < limited.total
+    assert limited.full == 0
+    assert (limited.needed, limited.needed_pairs) == (free.needed, free.needed_pairs)
+
+
+@pytest.mark.usefixtures("always_boxes")
+def test_kernels_with_short_lists_of_boxes_visit_what_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text, grid, batches, call, _ = CALLS["lengths"]
+    shorten_lists(monkeypatch, 3)
+    attention = attndsl.compile(text=text, backend="triton")
+    length = grid[0] * grid[1]
+    inputs = (noise(batches, 1, length, 16),) * 3
+    made, counts = run_counted(attention, inputs, call)
+    sizes = {"B": batches, "H": 1, "Hk": 1, "Nq": length, "Nk": length, "D": 16}
+    same(list(visits_of(made, seen_by(attention, **sizes, **call))), counts)
 
 
 # -- the order -------------------------------------------------------------------------------------

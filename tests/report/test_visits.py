@@ -18,7 +18,7 @@ import attndsl
 from attndsl.ir.program import Program
 from attndsl.plan.kernel_plan import MOST_LISTED, KernelPlan, Request
 from attndsl.plan.planner import plan
-from attndsl.report import lists, needed, visits
+from attndsl.report import boxes, lists, needed, visits
 from attndsl.report.requests import request_for
 from attndsl.report.visits import Visits, table_of_tiles, visits_of
 from attndsl.runtime import cache, views
@@ -217,22 +217,42 @@ def test_too_many_tiles_for_all_rows_are_estimated_from_fewer(
     assert abs(about.visited - exact.visited) < 0.05 * exact.visited
 
 
-def test_a_row_with_too_many_tiles_visits_all_that_segments_reach(
+def test_a_row_with_too_many_tiles_visits_all_from_its_first_to_its_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     attention = attndsl.compile(text=DOCUMENTS)
     doc = torch.arange(1024)[None] // 128 % 2  # a row of tiles needs every other two
+    doc[0, :128] = 7  # none but the first needs those
     seen = seen_by(attention, Nq=1024, Nk=1024, doc=doc)
     made = planned(attention)
     listed = next(visits_of(made, seen))
     assert listed.block == (128, 64)
-    kept = (attention.tiles(block=listed.block, Nq=1024, Nk=1024, doc=doc)[0, 0] > 0).sum(1)
-    reached = 2 * torch.arange(1, 9)  # up to the diagonal
-    assert listed.visited == listed.needed == int(kept.sum())
+    tiles = attention.tiles(block=listed.block, Nq=1024, Nk=1024, doc=doc)[0, 0] > 0
+    rows = [row.nonzero().flatten().tolist() for row in tiles]
+    assert listed.visited == listed.needed == sum(map(len, rows))
     monkeypatch.setattr(lists, "MOST_LISTED", 3)
     limited = next(visits_of(made, seen))
-    assert limited.visited == int(torch.where(kept > 3, reached, kept).sum()) > listed.visited
-    assert limited.needed == listed.needed
+    hulls = [len(row) if len(row) <= 3 else row[-1] + 1 - row[0] for row in rows]
+    assert limited.visited == sum(hulls) > listed.visited
+    assert limited.full < listed.full
+    assert (limited.needed, limited.needed_pairs) == (listed.needed, listed.needed_pairs)
+
+
+def shorten_lists(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Lets the lists of kernels have so few tiles, and reports say so."""
+    shorter = LIST_FUNCTIONS.replace(f"MOST_LISTED = {MOST_LISTED} ", f"MOST_LISTED = {most} ")
+    monkeypatch.setattr("attndsl.codegen.triton.LIST_FUNCTIONS", shorter)
+    for module in (lists, boxes):
+        monkeypatch.setattr(module, "MOST_LISTED", most)
+
+
+@pytest.mark.parametrize("most", [0, 2])
+@pytest.mark.parametrize("name", ["loose documents", "documents, lengths", "valid", "dense"])
+def test_kernels_with_short_lists_visit_what_is_said(
+    name: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten_lists(monkeypatch, most)
+    test_triton_kernels_visit_what_is_said(name)
 
 
 def test_kernels_list_as_many_tiles_as_is_said() -> None:

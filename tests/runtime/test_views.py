@@ -73,6 +73,7 @@ def test_parameters_that_the_mask_does_not_read_may_lack() -> None:
         ({"Nq": 3, "Nk": 3, "B": 2, "k_len": torch.tensor([1])}, "B: 2 from the call, but 1"),
         ({"Nq": 3, "Nk": 3, "widow": 3}, "unknown parameter widow; did you mean `window`"),
         ({"Nq": 3, "Nk": 3, "window": 2.5}, "window: declared int"),
+        ({"Nq": 3, "Nk": 3, "q_offset": torch.tensor([2**62])}, r"q_offset: .* within ±2\*\*29"),
     ],
 )
 @pytest.mark.parametrize("method", ["mask", "tiles"])
@@ -168,6 +169,15 @@ TABLES = {
     "dense float": ("gate: float[Nq, Nk]", "gate[q, k] > 0.5", False),
     "and more": ("kept: bool[Nq, Nk]", "kept[q, k] and k <= q + 3", False),
     "prefix": ("length: int[B]", "k <= q or k < length[b]", True),
+    "prefix and one more": ("length: int[B]", "k <= q or k < length[b] + 1", False),
+    "left and right": ("left: int[H], right: int[H]", "q - left[h] <= k <= q + right[h]", False),
+    "times": ("time: int[B, N]", "0 <= time[b, q] - time[b, k] < 2", False),
+    "reaches": ("reach: int[B, N]", "abs(q - k) <= reach[b, q] + reach[b, k]", False),
+    "falling quotient": ("level: int[N]", "level[k] // -3 >= 0", True),
+    "falling remainder": ("level: int[N]", "level[k] % -3 == -1", False),
+    "below a square": ("level: int[N]", "q + k ** 2 <= level[q]", False),
+    "number of a block": ("size: int[B], level: int[N]", "q // size[b] - k < level[k]", False),
+    "difference": ("low: int[B], level: int[N]", "max(q, low[b]) - abs(q) == level[k]", False),
 }
 
 
@@ -215,6 +225,8 @@ class Draw:
             drawn = drawn.sort(-1).values
         if self.pick.random() < 0.2:
             drawn[..., 0], drawn[..., -1] = 2**63 - 1, -(2**63)
+        if self.pick.random() < 0.1:
+            drawn[..., -1] = 2**62
         return drawn
 
 
@@ -234,6 +246,22 @@ def test_tiles_say_what_tables_tell(name: str) -> None:
         assert (exact[tiles == 0] == 0).all() and (exact[tiles == 2] == 2).all(), (seed, call)
         if is_exact and not draw.has_offsets:
             assert torch.equal(tiles.int(), exact), (seed, call, draw.block)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "mask", "tables"),
+    [
+        ("time: int[N]", "0 <= time[q] - time[k] < 9", {"time": torch.arange(96) + 5}),
+        ("l: int[H]", "q - l[h] <= k <= q + l[h]", {"l": torch.tensor([3, 0, 20])}),
+        ("n: int[B]", "k <= q or k < n[b] + 1", {"n": torch.tensor([30, 0, -4])}),
+    ],
+)
+def test_sums_of_table_entries_are_as_tight_as_entries(
+    parameters: str, mask: str, tables: dict[str, Any]
+) -> None:
+    attn = attndsl.compile(text=f"attention a({parameters}):\n    mask {mask}\n")
+    exact = true_tiles(attn.mask(Nq=96, Nk=96, **tables), (8, 16))
+    assert torch.equal(attn.tiles(Nq=96, Nk=96, block=(8, 16), **tables).int(), exact)
 
 
 def test_loose_documents_are_told_apart_by_their_values() -> None:
