@@ -49,8 +49,8 @@ class Exact:
         whole = f"{self.tiles:,} tiles of {extent}"
         if self.enumerated >= self.undecided:
             return f"{whole}, {self.undecided:,} of them pair by pair"
-        enough = "" if self.is_found else "only "
-        return f"{whole}; of {self.undecided:,} undecided ones {enough}{self.enumerated:,} were read"
+        only = "" if self.is_found else "only "
+        return f"{whole}; read {only}{self.enumerated:,} of {self.undecided:,} undecided ones"
 
     def find(self, wanted: tuple[bool, bool] = (True, True)) -> list[Pair | None]:
         """For each direction a pair that one mask keeps and the other drops, or None; looked for

@@ -11,6 +11,7 @@ from attndsl.plan.kernel_plan import KernelPlan
 from .. import library as host_library
 from ..lines import Lines
 from ..scope import library_text as torch_library_text
+from ..summaries import used_summaries
 from .backward import (
     BackwardDots,
     BackwardQuery,
@@ -27,9 +28,17 @@ from .host import FUNCTIONS, LIST_FUNCTIONS, TABLE_FUNCTIONS, write_backward, wr
 from .kernel import Kernel
 from .library import library_text
 from .lists import uses_lists
+from .summarise import Summarise
 
 Written = (
-    Classify | Forward | Delta | BackwardQuery | BackwardDots | BackwardKeyValue | BackwardTables
+    Summarise
+    | Classify
+    | Forward
+    | Delta
+    | BackwardQuery
+    | BackwardDots
+    | BackwardKeyValue
+    | BackwardTables
 )
 
 
@@ -38,14 +47,16 @@ def write_kernels(plan: KernelPlan) -> tuple[dict[str, Kernel], list[str]]:
     kernels: list[Written] = [Forward(plan)]
     if uses_lists(plan):
         columns = Classify(plan, plan.backward_dkv, columns_first=True)
-        kernels = [Classify(plan, plan.forward), columns, *kernels]
+        summaries = [Summarise(plan, summary) for summary in used_summaries(plan)]
+        kernels = [*summaries, Classify(plan, plan.forward), columns, *kernels]
     if plan.form != "elementwise":
         kernels.append(Delta(plan))
-    kernels += [BackwardQuery(plan), BackwardKeyValue(plan)]
+    kernels.append(BackwardQuery(plan))
     if dot_leaves(plan):
         kernels.append(BackwardDots(plan))
     if table_leaves(plan):
         kernels.append(BackwardTables(plan))
+    kernels.append(BackwardKeyValue(plan))
     texts = [kernel.write() for kernel in kernels]
     return {kernel.arguments.name: kernel for kernel in kernels}, texts
 

@@ -75,6 +75,18 @@ def corner_lines(grid: Grid, side: Side, number: str) -> list[str]:
 def write_places(lines: Lines, grid: Grid, side: Side, tested: bool) -> None:
     """Coordinates and indices of the elements of a box, [BLOCK]; `tested`: some may lie beyond the
     grid."""
+    lanes = write_lanes(lines, grid, side)
+    places = index_text(grid, lanes)
+    if tested:
+        inside = " & ".join(
+            f"({lane} < extent_{axis})" for lane, axis in zip(lanes, grid.axes, strict=True)
+        )
+        places = f"tl.where({inside}, {places}, {side.limit})"
+    lines.add(f"{side.places} = {places}")
+
+
+def write_lanes(lines: Lines, grid: Grid, side: Side) -> list[str]:
+    """Coordinates of the elements of a box, [BLOCK] each, by axis; returns their names."""
     position = side.position
     # The corner is added before the shift: a loop would otherwise keep the shifted lanes in
     # registers, as many as a thread has columns of a tile.
@@ -91,11 +103,7 @@ def write_places(lines: Lines, grid: Grid, side: Side, tested: bool) -> None:
             f"{lane}_{axis} = {lane} >> shift_{side.box}_{axis}",
         )
         rest = f"({lane} & ({inner} - 1))"
-    places = index_text(grid, [f"lane_{position}_{axis}" for axis in grid.axes])
-    if tested:
-        inside = " & ".join(f"(lane_{position}_{axis} < extent_{axis})" for axis in grid.axes)
-        places = f"tl.where({inside}, {places}, {side.limit})"
-    lines.add(f"{side.places} = {places}")
+    return [f"{lane}_{axis}" for axis in grid.axes]
 
 
 def write_coordinates(lines: Lines, grid: Grid, side: Side, subscript: str) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from attndsl.ir.nodes import FALSE, TRUE, Node
-from attndsl.plan.kernel_plan import Config, KernelPlan, Summary
+from attndsl.plan.kernel_plan import Config, KernelPlan
 
 from ..summaries import list_axes, parts_of, used_leaves, used_summaries
 from .boxes import add_box_arguments, whole_tests, write_bounds, write_counts
 from .kernel import Kernel
-from .lists import add_list_arguments
+from .lists import add_list_arguments, batch_and_head
 from .ranges import Span, reached_parts, write_ends
+from .summarise import block_dtype, block_name
 
 AT_ONCE = 64  # tiles of the other axis in a vector; one warp scans it without a barrier
 BOXES_AT_ONCE = 128  # no segment says which boxes to look at: all of them are
-BLOCKS = "block_"  # prefix of the host's names of summaries by block
 
 
 class Classify(Kernel):
@@ -55,9 +55,8 @@ class Classify(Kernel):
         for summary in used_summaries(self.plan):
             first, *_ = parts = parts_of(self.plan, summary)
             for part in parts:
-                name = f"{BLOCKS}{summary.number}_{part}"
-                arguments.add_own(name, "int64" if part == "signature" else dtype_of(summary))
-            shaped = f"{BLOCKS}{summary.number}_{first}"
+                arguments.add_own(block_name(summary, part), block_dtype(summary, part))
+            shaped = block_name(summary, first)
             for axis, letter in enumerate("bh"):
                 host = f"{shaped}.stride({axis}) if {shaped}.shape[{axis}] > 1 else 0"
                 arguments.add(f"stride_{letter}_{summary.number}", "i64", host)
@@ -70,12 +69,9 @@ class Classify(Kernel):
 
     def _write_place(self) -> None:
         """Which list and tile this program has."""
-        lines, axes = self.lines, list_axes(self.plan)
+        lines = self.lines
         block, length = ("BLOCK_N", "Nk") if self.columns_first else ("BLOCK_M", "Nq")
         start = "start_n" if self.columns_first else "start_m"
-        batch, head = "which // H", "which % H"
-        if len(axes) < 2:
-            batch, head = ("which" if axes == {axis} else "which * 0" for axis in "bh")
         grid = self.plan.grid
         if grid is None:
             lines.add(f"tiles = tl.cdiv({length}, {block})")
@@ -85,6 +81,7 @@ class Classify(Kernel):
         lines.add("which = tl.program_id(0) // tiles", "own = tl.program_id(0) % tiles")
         if grid is None:
             lines.add(f"{start} = own * {block}")
+        batch, head = batch_and_head(list_axes(self.plan))
         lines.add(f"b = {batch}", f"h = {head}", "G = H // Hk")
         self.write_offsets()
         if grid is not None:
@@ -152,7 +149,7 @@ class Classify(Kernel):
                 place = f"{rows}.to(tl.int64) * tl.cdiv(Nk, BLOCK_N) + {columns}"
             place = f"b * stride_b_{number} + h * stride_h_{number} + {place}"
             for part in parts_of(self.plan, summary):
-                value = f"tl.load({BLOCKS}{number}_{part} + {place}{mask})"
+                value = f"tl.load({block_name(summary, part)} + {place}{mask})"
                 if summary.kind == "bool" and part != "signature":
                     value = f"attn_truth({value} != 0)"
                 self.lines.add(f"summary_{number}_{part} = {value}")
@@ -230,7 +227,3 @@ class Classify(Kernel):
             "tl.store(counts + 1, tl.where(is_listed, full_tiles, 0))",
             "tl.store(counts + 2, place)",
         )
-
-
-def dtype_of(summary: Summary) -> str:
-    return {"bool": "bool", "int": "int64", "float": "float32"}[summary.kind]

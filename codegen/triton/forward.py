@@ -6,6 +6,7 @@ from attndsl.ir.nodes import SCORE, Node, find
 from attndsl.plan.kernel_plan import KernelPlan
 
 from .kernel import NEGATIVE_INFINITY, Kernel
+from .values import level_of
 
 
 class Forward(Kernel):
@@ -79,15 +80,23 @@ class Forward(Kernel):
     def _write_tile(self, partial: bool) -> None:
         lines, plan = self.lines, self.plan
         limit = "n_keys" if partial else None
+        roots = [plan.value, plan.logit, *([plan.program.mask] if partial else [])]
         self.write_columns(partial)
+        tests = None
+        if partial and looks_up_pairs(plan.program.mask):
+            # Before the product: the loop would otherwise take the layout of what is loaded, and
+            # compute every weight a second time for it.
+            self.values.define(lines, "column", roots)
+            lines.add(f"keep = {' & '.join(self.mask_tests(partial))}")
+            tests = ["keep"]
         if self.has_score:
             self.write_loads("key", self.column_elements, plan.query_chunks, limit)
             self.write_product("score", "query", "key", plan.query_chunks)
             if not self.is_plain:
                 lines.add("score = score * scale")
-        roots = [plan.value, plan.logit, *([plan.program.mask] if partial else [])]
-        self.values.define(lines, "column", roots)
-        tests = self.mask_tests(partial)
+        if tests is None:
+            self.values.define(lines, "column", roots)
+            tests = self.mask_tests(partial)
         if plan.form == "softmax":
             self._write_softmax(partial, tests)
         else:
@@ -211,6 +220,11 @@ class Forward(Kernel):
             texts.append(f"result_{i}")
             self.values = outer
         self._write_result("out", texts)
+
+
+def looks_up_pairs(mask: Node) -> bool:
+    """Whether a mask looks something up for every pair."""
+    return any(level_of(node) == "pair" for node in find(mask, "lookup"))
 
 
 DOCUMENTATION = {

@@ -9,12 +9,12 @@ from attndsl.plan.kernel_plan import Config, KernelPlan
 
 from .. import host
 from ..lines import Lines
-from ..summaries import used_summaries, write_blocks, write_profiles
+from ..summaries import used_summaries
 from .backward import adds_to_query_on_host, table_leaves, table_names
 from .boxes import has_box_arguments
-from .classify import BLOCKS
 from .kernel import Kernel
 from .lists import list_count, list_names, uses_lists
+from .summarise import block_names, summarise_name, write_allocation
 
 FORWARD_ARGUMENTS = "query, key, value, scale, q_offset, k_offset, k_len, tensors, scalars"
 
@@ -91,8 +91,7 @@ def write_forward(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) ->
         stat = "0" if plan.form == "elementwise" else f"({shape})"
         lines.add(f"stat = query.new_empty({stat}, dtype=ACCUMULATOR)")
         if uses_lists(plan):
-            write_profiles(lines, plan)
-            write_lists(lines, plan, kernels["classify_rows"], forward)
+            write_lists(lines, plan, kernels, forward)
         write_launch(lines, forward, *grid_of_rows(forward))
         lines.add("return out, raw, stat")
 
@@ -135,49 +134,46 @@ def grid_of_columns(kernel: Kernel) -> tuple[str, str]:
 
 
 def write_launch(
-    lines: Lines, kernel: Kernel, count: str, name: str, config: Config | None = None
+    lines: Lines, kernel: Kernel, count: str, name: str, tiles: Config | None = None
 ) -> None:
-    """A launch, left out where it has no programs."""
+    """A launch, left out where it has no programs; for tiles as in `tiles`, if that is given."""
     if count != name:
         lines.add(f"{name} = {count}")
-    sizes = config or kernel.arguments.config
+    config = kernel.arguments.config
+    if tiles is not None:
+        config = replace(config, block_m=tiles.block_m, block_n=tiles.block_n)
     if has_box_arguments(kernel.plan, kernel.arguments):
-        lines.add(f"row_box, column_box = box_{sizes.block_m}, box_{sizes.block_n}")
+        lines.add(f"row_box, column_box = box_{config.block_m}, box_{config.block_n}")
     with lines.block(f"if {name} > 0:"), lines.block("with attn_device(query):"):
         kernel.arguments.write_launch(lines, name, config)
 
 
-def write_lists(lines: Lines, plan: KernelPlan, classify: Kernel, user: Kernel) -> None:
-    """The lists of tiles of a kernel (and of those with the same tiles), after `write_profiles`."""
+def write_lists(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel], user: Kernel) -> None:
+    """The lists of tiles of a kernel (and of those with the same tiles); `release_lists` frees
+    them."""
     sizes = user.arguments.config
-    own = count_text(plan, "size_Nq", sizes.block_m)
-    other = count_text(plan, "size_Nk", sizes.block_n)
-    if user.columns_first:
-        own, other = other, own
+    tiles = {
+        "q": count_text(plan, "size_Nq", sizes.block_m),
+        "k": count_text(plan, "size_Nk", sizes.block_n),
+    }
     lines.comment(f"The tiles of {user.arguments.name}.")
-    write_blocks(
-        lines, plan, sizes.block_m, sizes.block_n, BLOCKS, write_orders(lines, plan, sizes)
-    )
+    for summary in used_summaries(plan):
+        count = write_allocation(lines, plan, summary, [tiles[axis] for axis in summary.axes])
+        write_launch(lines, kernels[summarise_name(summary)], count, "programs", sizes)
     counts, lists, most = list_names(user.columns_first)
+    own, other = ("k", "q") if user.columns_first else ("q", "k")
     lines.add(
-        f"programs = {own}{list_count(plan)}",
-        f"{counts}, {lists}, {most} = attn_lists(programs, {other}, query.device)",
+        f"programs = {tiles[own]}{list_count(plan)}",
+        f"{counts}, {lists}, {most} = attn_lists(programs, {tiles[other]}, query.device)",
     )
-    config = classify.arguments.config
-    config = replace(config, block_m=sizes.block_m, block_n=sizes.block_n)
-    write_launch(lines, classify, "programs", "programs", config)
+    classify = kernels["classify_columns" if user.columns_first else "classify_rows"]
+    write_launch(lines, classify, "programs", "programs", sizes)
 
 
-def write_orders(lines: Lines, plan: KernelPlan, sizes: Config) -> dict[str, str]:
-    """Positions in the order of the boxes, for summaries by row and by column; {} for runs."""
-    if plan.grid is None:
-        return {}
-    found = {}
-    for axis, size in (("q", sizes.block_m), ("k", sizes.block_n)):
-        if any(summary.axes == (axis,) for summary in used_summaries(plan)):
-            found[axis] = f"order_{size}"
-            lines.add(f"order_{size} = attn_order(grid, box_{size}, query.device)")
-    return found
+def release_lists(lines: Lines, plan: KernelPlan, user: Kernel) -> None:
+    """Frees what `write_lists` has made, once the last launch that reads it is under way."""
+    counts, lists, _ = list_names(user.columns_first)
+    lines.add(f"del {', '.join([*block_names(plan), counts, lists])}")
 
 
 def write_backward(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) -> None:
@@ -199,19 +195,21 @@ def write_backward(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) -
             _write_delta(lines, delta)
         host.write_sink_backward(lines, plan)
         if uses_lists(plan):
-            write_profiles(lines, plan)
-            write_lists(lines, plan, kernels["classify_rows"], dq)
+            write_lists(lines, plan, kernels, dq)
         _write_query(lines, plan, dq)
         if "backward_dots" in kernels:
             lines.add("dots = torch.empty_like(grad_query)")
             write_launch(lines, kernels["backward_dots"], *grid_of_rows(dq))
             lines.add("grad_query += dots")
-        if uses_lists(plan):
-            write_lists(lines, plan, kernels["classify_columns"], dkv)
-        _write_key_value(lines, plan, dkv)
-        _write_leaves(lines, plan, dq, dkv)
         if tables is not None:
             _write_tables(lines, plan, tables)
+        if uses_lists(plan):
+            release_lists(lines, plan, dq)
+            write_lists(lines, plan, kernels, dkv)
+        _write_key_value(lines, plan, dkv)
+        if uses_lists(plan):
+            release_lists(lines, plan, dkv)
+        _write_leaves(lines, plan, dq, dkv)
         results = ", ".join(["grad_query", "grad_key", "grad_value", *host.result_texts(plan)])
         lines.add(f"return {results}")
 

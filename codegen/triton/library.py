@@ -184,6 +184,40 @@ def attn_within(x, first, last):
 
 
 @triton.jit
+def attn_least_float(x, axis: tl.constexpr):
+    """The least along an axis, NaN where it has one."""
+    is_none = tl.max(tl.where(x == x, 0, 1), axis)
+    return tl.where(is_none > 0, float("nan"), tl.min(x, axis))
+
+
+@triton.jit
+def attn_greatest_float(x, axis: tl.constexpr):
+    """The greatest along an axis, NaN where it has one."""
+    is_none = tl.max(tl.where(x == x, 0, 1), axis)
+    return tl.where(is_none > 0, float("nan"), tl.max(x, axis))
+
+
+@triton.jit
+def attn_either(x, y):
+    """The bits of both."""
+    return x | y
+
+
+@triton.jit
+def attn_signature(values):
+    """Which values of a vector of int64 occur, as a set of 64 bits.
+
+    A value sets the bit that its digits of six bits, xor-ed, name: equal values the same one, and
+    64 values in a row (from a multiple of 64 on) all different ones.
+    """
+    slot = values ^ (values >> 6)
+    slot = slot ^ (slot >> 12)
+    slot = slot ^ (slot >> 24)
+    slot = slot ^ (slot >> 48)
+    return tl.reduce((slot * 0 + 1) << (slot & 63), 0, attn_either)
+
+
+@triton.jit
 def attn_finite_size(x):
     """|x|, and infinity where x is no number."""
     size = tl.abs(x)

@@ -51,6 +51,13 @@ def list_count(plan: KernelPlan) -> str:
     return "".join(f" * size_{name.upper()}" for name in ("b", "h") if name in axes)
 
 
+def batch_and_head(axes: frozenset[str]) -> tuple[str, str]:
+    """The texts of batch and head of list `which`, where lists differ by these axes."""
+    if len(axes) == 2:
+        return "which // H", "which % H"
+    return "which" if "b" in axes else "which * 0", "which" if "h" in axes else "which * 0"
+
+
 def write_list_loops(lines: Lines, plan: KernelPlan, columns_first: bool) -> list[Loop]:
     """The loops over a row of a list: full tiles, then partial ones."""
     own = "start_n // BLOCK_N" if columns_first else "start_m // BLOCK_M"

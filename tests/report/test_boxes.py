@@ -188,13 +188,11 @@ def test_a_row_with_too_many_boxes_visits_all_between(monkeypatch: pytest.Monkey
 def test_kernels_with_short_lists_of_boxes_visit_what_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    text, grid, batches, call, _ = CALLS["lengths"]
-    shorten_lists(monkeypatch, 3)
-    attention = attndsl.compile(text=text, backend="triton")
-    length = grid[0] * grid[1]
-    inputs = (noise(batches, 1, length, 16),) * 3
-    made, counts = run_counted(attention, inputs, call)
-    sizes = {"B": batches, "H": 1, "Hk": 1, "Nq": length, "Nk": length, "D": 16}
+    shorten_lists(monkeypatch, 2)
+    attention = attndsl.compile(text=FLAT.format(mask=SHIFTED, more=""), backend="triton")
+    call = {"k_len": torch.tensor([240, 100]), "height": 20, "width": 12}
+    made, counts = run_counted(attention, (noise(2, 1, 240, 16),) * 3, call)
+    sizes = {"B": 2, "H": 1, "Hk": 1, "Nq": 240, "Nk": 240, "D": 16}
     same(list(visits_of(made, seen_by(attention, **sizes, **call))), counts)
 
 

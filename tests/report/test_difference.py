@@ -115,6 +115,19 @@ def test_long_masks_are_compared_by_their_tiles() -> None:
     assert same.are_equal and same.b_in_a.basis == "pairs"
 
 
+def test_tiles_are_read_until_a_pair_is_found() -> None:
+    sizes = completed({"Nq": 1 << 16})
+    found = compared("0 <= q - k < w", "0 <= q - k <= w", sizes, parameters={"w": 5})
+    assert found.a_in_b.basis == "proof"
+    assert found.b_in_a.pair is not None and found.b_in_a.pair.q < 1 << 12
+    assert found.looked_at == "1,048,576 tiles of 64 x 64; read 512 of 2,047 undecided ones"
+
+
+def test_no_random_calls() -> None:
+    found = compared("k <= q", "k <= q + w", tries=0)
+    assert found.are_equal is None and found.looked_at == "0 small random calls"
+
+
 def test_settled_values() -> None:
     program = settled(side("0 <= q - k < w").program, {"w": 5})
     found = compare(Side("a", program), side("0 <= q - k <= 4"), {})
