@@ -68,7 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return WRONG
-    except (ArgumentError, OSError) as error:
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
+        return WRONG
+    except ArgumentError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG
     except KeyboardInterrupt:
@@ -138,7 +142,15 @@ def _count(text: str) -> int:
     except ValueError:
         value = -1
     if value < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size")
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 4096, 4k or 1m")
+    return value
+
+
+def _extent(text: str) -> int:
+    """A size of at least 1."""
+    value = _count(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("it is at least 1")
     return value
 
 
@@ -202,7 +214,7 @@ def _explain_options(parser: argparse.ArgumentParser) -> None:
 
 def _show_options(parser: argparse.ArgumentParser) -> None:
     _size_options(parser, 64)
-    parser.add_argument("--block", type=_count, metavar="N", help="rows and columns of a tile")
+    parser.add_argument("--block", type=_extent, metavar="N", help="rows and columns of a tile")
     parser.add_argument("--plain", action="store_true", help="ASCII only")
     parser.add_argument("-o", "--output", metavar="FILE", help="an image: .png or .svg")
     parser.add_argument("--head", type=_count, metavar="N", help="only this head")

@@ -75,6 +75,8 @@ def random_parameters(
     settable = {s.name for s in program.scalars} | set(program.bound_dims)
     for name in given:
         if name not in settable:
+            if name in sizes.named:
+                raise ArgumentError(f"`{name}` is a size of the call, not a parameter")
             hint = (
                 did_you_mean(name, settable) or f"there are {', '.join(sorted(settable)) or 'none'}"
             )

@@ -64,7 +64,7 @@ def show(
     shown = merge(tiles, max(1, -(-cell // size)))
     symbols = ASCII if wish.plain else BLOCKS
     parts = [
-        f"{attention.program.name}: {sizes.nq} queries (down) by {sizes.nk} keys (right), "
+        f"{attention.program.name}: queries down, keys to the right, {sizes.nq} x {sizes.nk}; "
         f"a cell is {describe_cell(tiles, shown, size)}"
     ]
     pictures = [

@@ -386,3 +386,17 @@ def test_diff_of_a_name_that_is_not_there(capsys):
     assert "did you mean `mistral`" in capsys.readouterr().err
     assert main(["diff", WINDOW, MISTRAL, "--set", "wndow=3"]) == 1
     assert "did you mean `window`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["show", "examples/causal.attn", "--block", "0"], "it is at least 1"),
+        (["show", "examples/causal.attn", "--nq", "1e3"], "write 4096, 4k or 1m"),
+        (["show", "examples/causal.attn", "-o", "none/such/x.png"], "none/such/x.png: No such"),
+        (["explain", "examples/causal.attn", "--set", "H=2"], "`H` is a size of the call"),
+    ],
+)
+def test_says_what_is_wrong_with_an_option(words, said, capsys):
+    assert main(words) in (1, 2)
+    assert said in capsys.readouterr().err
