@@ -1,8 +1,10 @@
-"""What host code computes of a mask before its kernels run: values by position, then by block.
+"""Which summaries of a mask a generator has to make, and how torch makes them: by position, then
+by block.
 
 A summary of one axis is an array over its positions; one of both axes is a view of the user's
-table. Of blocks of positions the kernels (and the engine on CPU) need the extremes only, and where
-values are compared for equality a signature (`attndsl/analysis/summaries.py`).
+table. Of blocks of positions the facts of tiles need the extremes only, and where values are
+compared for equality a signature (`attndsl/analysis/summaries.py`). Triton modules make the same
+with kernels (`triton/summarise.py`).
 """
 
 from __future__ import annotations

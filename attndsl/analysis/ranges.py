@@ -38,6 +38,7 @@ from attndsl.ir.nodes import FALSE, TRUE, Node, bound, constant, topological
 MOST_INTERVALS = 16  # of one mask, before they are put together
 MOST_SPLITS = 32  # clauses taken apart in one mask
 
+MET_APART = "each may be met in a tile, but by different positions of it"
 MOST_NODES = 24  # of a condition that is no more than likely to leave out a tile
 MOST_COMPARED = 4  # ends of a narrowed tile that are compared one by one
 
@@ -160,8 +161,9 @@ class Solver:
         self._splits -= 1
         if parts is not None and self._splits > 0:
             return [one for part in parts for one in self._split(part)]
-        for one, _ in cases.pairs(case, self.other):
-            self.expansion.lose_at(one.limits[0].source, "two limits that different positions meet")
+        for two in cases.pairs(case, self.other):
+            for one in two:
+                self.expansion.lose_at(one.limits[0].source, MET_APART)
         return [self._interval(case)]
 
     # Two clauses that limit the other index from both sides need a position between them, else each

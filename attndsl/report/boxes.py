@@ -40,7 +40,8 @@ def loop_over_boxes(plan: KernelPlan, seen: View, axes: Axes) -> Loops:
     lane, tile = (torch.cat(parts) if parts else nothing for parts in (open_lanes, open_tiles))
     fits = visited <= MOST_LISTED
     visited, listed = torch.where(fits, visited, hull), torch.where(fits, full, 0)
-    return Loops(axes, lanes, visited, listed, lane, tile, torch.ones_like(tile), proved=full)
+    one, every = torch.ones_like(tile), torch.full_like(visited, axes.tiles)
+    return Loops(axes, lanes, visited, listed, lane, tile, one, proved=full, tests=every)
 
 
 def hull_of(possible: Tensor) -> Tensor:

@@ -18,14 +18,15 @@ from attndsl.runtime.views import View
 LENGTHS = {"q": "Nq", "k": "Nk"}
 ITEM_BYTES = {"bool": 1, "int": 8, "float": 4}
 LONGEST_RUN = 0.1  # seconds after which a measurement is not repeated
+MOST_TESTS = 1 << 21  # runs of tiles to classify, about 0.3 s; more of them are not tried
 
 
 @dataclass(frozen=True)
 class Preparation:
     """Bytes that a forward and a backward allocate before their kernels run.
 
-    profiles   values of the mask by position
-    ordered    positions in the order of the boxes, and those values in that order
+    profiles   values of the mask by position; kernels of Triton keep none
+    ordered    positions in the order of the boxes, and those values in that order; likewise
     blocks     their extremes and signatures per block of positions
     lists      lists of tiles
     """
@@ -40,18 +41,21 @@ def preparation_of(plan: KernelPlan, seen: View) -> Preparation:
     """What lists need; of "ranges" all are 0."""
     if plan.strategy != "lists":
         return Preparation(0, 0, 0, 0)
-    kernels = [(plan.forward, False), (plan.backward_dq, False), (plan.backward_dkv, True)]
-    if plan.request.backend == "torch":
-        kernels = [(Config(*TORCH_BOX), False)]
-    shapes = {(config.block_m, config.block_n) for config, _ in kernels}
     used = summaries_used(plan)
+    if plan.request.backend == "torch":
+        return Preparation(
+            profiles=sum(profile_bytes(summary, seen) for summary in used),
+            ordered=ordered_bytes(plan, used, seen, TORCH_BOX),
+            blocks=sum(block_bytes(plan, summary, seen, TORCH_BOX) for summary in used),
+            lists=0,
+        )
+    kernels = [(plan.forward, False), (plan.backward_dq, False), (plan.backward_dkv, True)]
+    shapes = {(config.block_m, config.block_n) for config, _ in kernels}
     return Preparation(
-        profiles=sum(profile_bytes(summary, seen) for summary in used),
-        ordered=sum(ordered_bytes(plan, used, seen, shape) for shape in shapes),
+        profiles=0,
+        ordered=0,
         blocks=sum(block_bytes(plan, summary, seen, shape) for shape in shapes for summary in used),
-        lists=0
-        if plan.request.backend == "torch"
-        else sum(list_bytes(plan, seen, config, by_keys) for config, by_keys in kernels),
+        lists=sum(list_bytes(plan, seen, config, by_keys) for config, by_keys in kernels),
     )
 
 
@@ -121,8 +125,11 @@ def list_bytes(plan: KernelPlan, seen: View, config: Config, by_keys: bool) -> i
     return copies * own * (24 + 4 * min(other, MOST_LISTED)) + 4 * other
 
 
-def preparation_lines(plan: KernelPlan, seen: View) -> list[str]:
-    """What is prepared before the kernels run, and how long that takes where it can be tried."""
+def preparation_lines(plan: KernelPlan, seen: View, tests: int) -> list[str]:
+    """What is prepared before the kernels run, and how long that takes where it can be tried.
+
+    tests  runs of tiles that have to be classified for a forward
+    """
     found = preparation_of(plan, seen)
     parts = (
         ("values by position", found.profiles),
@@ -131,21 +138,33 @@ def preparation_lines(plan: KernelPlan, seen: View) -> list[str]:
         ("lists", found.lists),
     )
     shown = [", ".join(f"{figure(size, 'B')} of {what}" for what, size in parts if size)]
-    seconds = measured(plan, seen)
+    seconds = measured(plan, seen, tests)
     if seconds is not None:
-        shown.append(f"{1e3 * seconds:.3g} ms, measured with the PyTorch backend on this machine")
+        where = "with the PyTorch backend on this machine"
+        shown.append(f"{duration(seconds)}, measured {where}")
+    elif tests > MOST_TESTS:
+        shown.append(f"the time was not tried, for about {figure(tests, 'tests')} of tiles")
     text = "; ".join(part for part in shown if part)
     return [f"before the first product: {text}"] if text else []
 
 
-def measured(plan: KernelPlan, seen: View) -> float | None:
+def duration(seconds: float) -> str:
+    """For a person.
+
+    >>> duration(0.0123456), duration(8.29)
+    ('12.3 ms', '8.29 s')
+    """
+    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def measured(plan: KernelPlan, seen: View, tests: int) -> float | None:
     """Seconds that the PyTorch module of the program prepares on this machine; None where the call
     is too long to try."""
     blocks = -(-seen.sizes["Nq"] // TORCH_BOX[0])
     copies = {"b": seen.sizes["B"], "h": seen.sizes["H"]}
     for axis in varies_by(plan, seen):
         blocks *= copies[axis]
-    if blocks > MOST_SPANS:
+    if blocks > MOST_SPANS or tests > MOST_TESTS:
         return None
     module, call = torch_module(plan, seen), call_of(plan, seen)
     times: list[float] = []

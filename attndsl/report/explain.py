@@ -21,7 +21,7 @@ from attndsl.report.orders import order_lines, plan_of_call
 from attndsl.report.ranges import box_lines, loss_lines, proof_lines, range_lines
 from attndsl.report.requests import request_for, target_here
 from attndsl.report.table import figure, share, table
-from attndsl.report.visits import Visits, table_of_tiles, visits_of
+from attndsl.report.visits import MOST_ERROR, UNKNOWN, Visits, table_of_tiles, visits_of
 from attndsl.runtime import views
 from attndsl.runtime.arguments import slots_of
 from attndsl.runtime.dims import write_type
@@ -95,7 +95,7 @@ def describe(program: Program, seen: View, request: Request) -> str:
         needed_section(plan, seen),
         ("proved", proof_lines(plan)),
         ("order", order_lines(plan, seen, order)),
-        ("how tiles are found", strategy_lines(plan, seen)),
+        ("how tiles are found", strategy_lines(plan, seen, found[0].tests)),
         (f"tiles {call_text(program, seen)}", tile_lines(plan, seen, found)),
         ("what costs a better answer", cost_lines(plan, found)),
         (f"kernels for {request.target}, {request.dtype}", kernel_lines(plan)),
@@ -220,14 +220,19 @@ def tile_lines(plan: KernelPlan, seen: View, found: list[Visits]) -> list[str]:
 
 
 def notes(found: list[Visits]) -> list[str]:
-    """How figures were found that were not counted."""
-    if not all(visits.is_counted for visits in found):
-        return ["~ is an estimate, from some rows of tiles drawn at random"]
-    if not all(visits.are_needed_known and visits.are_pairs_known for visits in found):
-        return [
-            "~ is an estimate: of the tiles that are not full, some were looked at pair by pair"
-        ]
-    return []
+    """How figures were found that were not counted, and how far off they may be."""
+    if all(v.is_counted and v.are_needed_known and v.are_pairs_known for v in found):
+        return []
+    errors = [e for v in found for e in (v.visited_error, v.needed_error, v.pairs_error)]
+    told = [error for error in errors if error <= MOST_ERROR]
+    off = f"most likely within {100 * max(told, default=0):.1g} %"
+    how = "of the tiles that are not full, some were looked at pair by pair"
+    if not all(v.is_counted for v in found):
+        how = "from some rows of tiles, drawn at random"
+    lines = [f"~ is an estimate, {off}: {how}"]
+    if len(told) < len(errors):
+        lines.append(f"{UNKNOWN}: an estimate may be further off than {100 * MOST_ERROR:.0f} %")
+    return lines
 
 
 def example_lines(plan: KernelPlan, seen: View, forward: Visits) -> list[str]:
@@ -271,17 +276,24 @@ def work_text(plan: KernelPlan, visits: Visits) -> str:
         "backward_dq": 2 * width + value_width,
         "backward_dkv": 2 * width + 2 * value_width,
     }[visits.kernel]
-    pairs, sign = visits.computed_pairs, "" if visits.are_pairs_known else "~"
-    part = f"{sign}{figure(visits.needed_pairs, 'pairs')} ({share(visits.needed_pairs, pairs)})"
+    pairs, taking = visits.computed_pairs, visits.needed_pairs
+    sign, taken = ("" if known else "~" for known in (visits.is_counted, visits.are_pairs_known))
+    part = f"{taken}{figure(taking, 'pairs')} ({share(taking, pairs)}) take part"
+    if visits.pairs_error > MOST_ERROR:
+        part = f"those that take part were {UNKNOWN}"
+    elif visits.visited_error > MOST_ERROR:
+        part = f"{taken}{figure(taking, 'pairs')} take part"
+    if visits.visited_error > MOST_ERROR:
+        return f"pairs computed were {UNKNOWN}, {part}"
     work = figure(2 * products * pairs, "FLOP")
-    return f"{figure(pairs, 'pairs')} computed, {part} take part, {work}"
+    return f"{sign}{figure(pairs, 'pairs')} computed, {part}, {sign}{work}"
 
 
 # -- how tiles are found ------------------------------------------------------------------------
 
 
-def strategy_lines(plan: KernelPlan, seen: View) -> list[str]:
-    """The strategy, why, and what is prepared."""
+def strategy_lines(plan: KernelPlan, seen: View, tests: int) -> list[str]:
+    """The strategy, why, and what is prepared; tests as in `preparation_lines`."""
     if is_const(plan.program.mask, True):
         return ["there is no mask: every tile is visited, and nothing is prepared"]
     if plan.strategy == "ranges":
@@ -298,7 +310,7 @@ def strategy_lines(plan: KernelPlan, seen: View) -> list[str]:
     how = f"{tiles} are classified and listed on the device, by another kernel"
     if plan.request.backend == "torch":
         how = f"{tiles} are classified, wide ones first"
-    return [f"lists: {reason};", how, *preparation_lines(plan, seen)]
+    return [f"lists: {reason};", how, *preparation_lines(plan, seen, tests)]
 
 
 def data_of(plan: KernelPlan) -> list[Node]:
@@ -319,13 +331,19 @@ def cost_lines(plan: KernelPlan, found: list[Visits]) -> list[str]:
     wasted = [
         f"{visits.kernel} {visits.visited / visits.needed:.3g}"
         for visits in found
-        if visits.needed and visits.visited > visits.needed
+        if visits.needed and visits.visited > visits.needed and is_told(visits)
     ]
     if wasted:
         rows.append(f"tiles visited for each that is needed: {', '.join(wasted)}")
     elif rows and all(visits.are_needed_known for visits in found):
         rows.append("here it costs nothing: every tile that is visited is needed")
     return rows
+
+
+def is_told(visits: Visits) -> bool:
+    """Whether what is visited in vain is more than what the estimates may be off."""
+    wasted = visits.visited / visits.needed - 1
+    return wasted > visits.needed_error and visits.visited_error <= MOST_ERROR
 
 
 # -- kernels and gradients ------------------------------------------------------------------

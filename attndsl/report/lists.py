@@ -18,10 +18,10 @@ from attndsl.plan.kernel_plan import MOST_LISTED, KernelPlan, Summary
 from attndsl.reference import evaluate
 from attndsl.report.loops import (
     Axes,
+    Choice,
     Lanes,
     Loops,
     at_lanes,
-    lanes_of,
     loop_over_ranges,
     reach_of_lanes,
     summaries_used,
@@ -31,8 +31,8 @@ from attndsl.runtime.blocks import Blocks, Reduction, as_bytes, reduced, union_o
 from attndsl.runtime.segments import Reach
 from attndsl.runtime.views import View
 
-MOST_RUNS = 1 << 16  # that are looked at together; where there are more, fewer lanes are
-SAMPLES = (1 << 12, 1 << 8, 1 << 3)  # numbers of lanes to try, if all are too many
+MOST_RUNS = 1 << 18  # that are looked at together; where there are more, fewer lanes are
+SAMPLES = (1 << 14, 1 << 11, 1 << 8, 1 << 4)  # numbers of lanes to try, if all are too many
 
 Join = Callable[[Tensor, Tensor], Tensor]
 JOINS: dict[str, Join] = {
@@ -61,10 +61,10 @@ def loop_over_lists(plan: KernelPlan, seen: View, axes: Axes, base: Blocks) -> L
     """
     if not axes.tiles:
         return loop_over_ranges(plan, seen, axes)  # nothing
-    pyramids = Pyramids(plan, base, axes)
+    pyramids, choice = Pyramids(plan, base, axes), Choice(plan, seen, axes)
     found = None
     for count in SAMPLES:
-        lanes = lanes_of(plan, seen, axes, count)
+        lanes = choice.lanes(count, lambda some: Rows(plan, seen, axes, some, pyramids).most())
         rows = Rows(plan, seen, axes, lanes, pyramids)
         found = rows.halved(MOST_RUNS if count > SAMPLES[-1] else None)
         if found is not None:
@@ -124,6 +124,7 @@ class Rows:
     def halved(self, most: int | None) -> Loops | None:
         """The tiles that are kept; None where they are too many to look at for all lanes."""
         count, device = len(self.lanes), self.seen.device
+        tests = torch.zeros(count, dtype=torch.int64, device=device)
         reach = tiles_of(reach_of_lanes(self.seen, self.axes, self.lanes), self.axes.block)
         lane = torch.arange(count, device=device)
         run = torch.zeros(count, dtype=torch.int64, device=device)
@@ -131,6 +132,7 @@ class Rows:
         hulls = Hulls(count, device)
         for level in range(max(0, self.axes.tiles - 1).bit_length(), -1, -1):
             first, last = run << level, (run + 1 << level).clamp(max=self.axes.tiles)
+            tests += torch.bincount(lane, minlength=count)
             possible, certain = self._facts(level, lane, run, first, last)
             outer, whole = self._by_segments(reach, lane, first, last)
             fits = last * self.axes.block <= self.lanes.length[lane]
@@ -159,7 +161,19 @@ class Rows:
             run,
             torch.ones_like(run),
             proved=full,
+            tests=tests,
         )
+
+    def most(self) -> Tensor:
+        """How many tiles each row keeps at most: those that segments reach, where the facts of all
+        of the row leave any."""
+        count, tiles = len(self.lanes), self.axes.tiles
+        lane = torch.arange(count, device=self.seen.device)
+        whole = torch.full_like(lane, tiles)
+        level = max(0, tiles - 1).bit_length()
+        possible, _ = self._facts(level, lane, lane * 0, lane * 0, whole)
+        reach = tiles_of(reach_of_lanes(self.seen, self.axes, self.lanes), self.axes.block)
+        return torch.where(possible, reach.outer.total, 0)
 
     def _by_segments(
         self, reach: Reach, lane: Tensor, first: Tensor, last: Tensor

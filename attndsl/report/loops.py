@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +11,15 @@ from torch import Tensor
 from attndsl.analysis.facts import Segment
 from attndsl.ir.nodes import Node, find
 from attndsl.plan.kernel_plan import KernelPlan, Summary
+from attndsl.report.draws import drawn, pieces, spread, standard_error
 from attndsl.runtime.dims import compute_dim
 from attndsl.runtime.order import Tiles, box_of, positions_of
 from attndsl.runtime.segments import Reach, reach_of
 from attndsl.runtime.views import View
 
 MOST_LANES = 1 << 17  # tiles of the own axis that are looked at, or as many of them
+MOST_SIZED = 1 << 22  # of which as many are chosen by their sizes
+AT_ONCE = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Lanes:
     length      of the axis that is looped over, for each lane: elements that exist
     own_length  the same of the own axis
     start, extent   first element of the own tile (of a run), and how many of its elements exist
+    shares      how many of the kinds each stands for: float64; None: each for itself alone
     """
 
     b: Tensor
@@ -39,18 +44,32 @@ class Lanes:
     own_length: Tensor
     start: Tensor
     extent: Tensor
+    shares: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.own)
 
     @property
-    def weight(self) -> float:
-        """How many tiles of the own axis each lane stands for."""
-        return self.copies * self.kinds / max(1, len(self))
+    def is_sample(self) -> bool:
+        return self.shares is not None
 
     @property
-    def is_sample(self) -> bool:
-        return len(self) < self.kinds
+    def weights(self) -> Tensor:
+        """How many tiles of the own axis each lane stands for: float64."""
+        one = torch.ones(len(self), dtype=torch.float64, device=self.own.device)
+        return self.copies * (one if self.shares is None else self.shares.to(one.device))
+
+    def total(self, counts: Tensor) -> int:
+        """The sum over all batches, heads and tiles of the own axis of what lanes count."""
+        if self.shares is None:
+            return int(counts.sum()) * self.copies
+        return round(float((counts * self.weights).sum()))
+
+    def error(self, counts: Tensor) -> float:
+        """The standard error of that sum."""
+        if self.shares is None:
+            return 0.0
+        return standard_error((counts * self.weights)[self.shares != 1])
 
 
 @dataclass(frozen=True)
@@ -111,6 +130,7 @@ class Loops:
     pairs                that the products of each lane compute; None: all of its tiles
     whole                pairs in the full tiles of each lane; None: all that its own tile has
     proved               tiles of each lane that are proved to keep every pair; None: the full ones
+    tests                runs of tiles of each lane that were looked at to find them; None: none
     is_estimate          whether the kernels may visit others than these
     """
 
@@ -124,6 +144,7 @@ class Loops:
     pairs: Tensor | None = None
     whole: Tensor | None = None
     proved: Tensor | None = None
+    tests: Tensor | None = None
     is_estimate: bool = False
 
     @property
@@ -134,7 +155,13 @@ class Loops:
 
     def total(self, counts: Tensor) -> int:
         """The sum over all batches, heads and tiles of the own axis."""
-        return round(int(counts.sum()) * self.lanes.weight)
+        return self.lanes.total(counts)
+
+    @property
+    def visited_error(self) -> float:
+        """The standard error of the number of tiles that are visited, as a part of it."""
+        visited = self.total(self.visited)
+        return self.lanes.error(self.visited) / visited if visited else 0.0
 
     @property
     def proved_tiles(self) -> Tensor:
@@ -168,29 +195,76 @@ def varies_by(plan: KernelPlan, seen: View) -> frozenset[str]:
     return varies | {"b"} if seen.per_batch else varies
 
 
-def lanes_of(plan: KernelPlan, seen: View, axes: Axes, most: int = MOST_LANES) -> Lanes:
-    """The tiles of the own axis; `most` of them where there are more, spread evenly."""
-    varies = varies_by(plan, seen)
-    batches, heads = (seen.sizes[n] if n.lower() in varies else 1 for n in ("B", "H"))
-    kinds = batches * heads * axes.own_tiles
-    numbers = torch.arange(kinds, device=seen.device)
-    if kinds > most:
-        numbers = spread(kinds, most).to(seen.device)
-    own = numbers % axes.own_tiles if axes.own_tiles else numbers
-    rest = numbers // axes.own_tiles if axes.own_tiles else numbers
-    b, h = rest // heads if heads else rest, rest % heads if heads else rest
-    copies = seen.sizes["B"] * seen.sizes["H"] // max(1, batches * heads)
-    keys = torch.full_like(b, seen.sizes["Nk"])
-    if seen.k_len is not None:
-        keys = seen.k_len.to(torch.int64).clamp(0, seen.sizes["Nk"])[b]
-    queries = torch.full_like(b, seen.sizes["Nq"])
-    length, own_length = (queries, keys) if axes.by_keys else (keys, queries)
-    start = own * axes.own_block
-    extent = (own_length - start).clamp(0, axes.own_block)
-    if axes.own_boxes is not None:
-        extent = entries_of(axes.own_boxes, own, own_length)
-    length = torch.where(extent > 0, length, 0)  # keys beyond k_len meet no query
-    return Lanes(b, h, own, kinds, copies, length, own_length, start, extent)
+def lanes_of(plan: KernelPlan, seen: View, axes: Axes, most: int | None = None) -> Lanes:
+    """The tiles of the own axis; `most` of them (MOST_LANES) where there are more, chosen by what
+    segments reach."""
+    return Choice(plan, seen, axes).lanes(MOST_LANES if most is None else most)
+
+
+class Choice:
+    """Chooses tiles of a kernel's own axis."""
+
+    def __init__(self, plan: KernelPlan, seen: View, axes: Axes) -> None:
+        self.plan, self.seen, self.axes = plan, seen, axes
+        varies = varies_by(plan, seen)
+        self.batches, self.heads = (seen.sizes[n] if n.lower() in varies else 1 for n in ("B", "H"))
+        self.kinds = self.batches * self.heads * axes.own_tiles
+        copied = max(1, self.batches * self.heads)
+        self.copies = seen.sizes["B"] * seen.sizes["H"] // copied
+        self._sizes: tuple[Tensor, Tensor] | None = None
+
+    def lanes(self, most: int, size: Callable[[Lanes], Tensor] | None = None) -> Lanes:
+        """All of them, or `most` where there are more.
+
+        size  how much lanes have at most of what is counted, by which they are chosen: the tiles
+              that the segments reach, unless it is given. Must not change from call to call.
+        """
+        if self.kinds <= most:
+            return self.numbered(torch.arange(self.kinds, device=self.seen.device))
+        if self._sizes is None:
+            self._sizes = self.sized(size or self.reached)
+        return self.chosen(*self._sizes, most)
+
+    def chosen(self, numbers: Tensor, sizes: Tensor, most: int) -> Lanes:
+        """`most` of the tiles of these numbers, by sizes, as a sample of all; no sample where no
+        others have a size."""
+        chosen, shares = drawn(sizes, most)
+        if len(numbers) == self.kinds and bool((shares == 1).all()):
+            return self.numbered(numbers[chosen].to(self.seen.device))
+        shares = shares * (self.kinds / len(numbers))
+        return self.numbered(numbers[chosen].to(self.seen.device), shares)
+
+    def sized(self, size: Callable[[Lanes], Tensor]) -> tuple[Tensor, Tensor]:
+        """Numbers of tiles, and their sizes."""
+        numbers = torch.arange(self.kinds)
+        if self.kinds > MOST_SIZED:
+            numbers = spread(self.kinds, MOST_SIZED)
+        parts = pieces(numbers.to(self.seen.device), AT_ONCE)
+        return numbers, torch.cat([size(self.numbered(part)).cpu() for part in parts])
+
+    def reached(self, lanes: Lanes) -> Tensor:
+        """How many tiles the segments reach."""
+        if self.axes.own_boxes is not None:
+            return torch.ones_like(lanes.own)  # the segments say nothing of boxes
+        return tiles_of(reach_of_lanes(self.seen, self.axes, lanes), self.axes.block).outer.total
+
+    def numbered(self, numbers: Tensor, shares: Tensor | None = None) -> Lanes:
+        """The tiles of these numbers: batch by batch, and in each head by head."""
+        seen, axes = self.seen, self.axes
+        own = numbers % axes.own_tiles if axes.own_tiles else numbers
+        rest = numbers // axes.own_tiles if axes.own_tiles else numbers
+        b, h = (rest // self.heads, rest % self.heads) if self.heads else (rest, rest)
+        keys = torch.full_like(b, seen.sizes["Nk"])
+        if seen.k_len is not None:
+            keys = seen.k_len.to(torch.int64).clamp(0, seen.sizes["Nk"])[b]
+        queries = torch.full_like(b, seen.sizes["Nq"])
+        length, own_length = (queries, keys) if axes.by_keys else (keys, queries)
+        start = own * axes.own_block
+        extent = (own_length - start).clamp(0, axes.own_block)
+        if axes.own_boxes is not None:
+            extent = entries_of(axes.own_boxes, own, own_length)
+        length = torch.where(extent > 0, length, 0)  # keys beyond k_len meet no query
+        return Lanes(b, h, own, self.kinds, self.copies, length, own_length, start, extent, shares)
 
 
 def entries_of(boxes: Tiles, numbers: Tensor, lengths: Tensor) -> Tensor:
@@ -201,18 +275,6 @@ def entries_of(boxes: Tiles, numbers: Tensor, lengths: Tensor) -> Tensor:
         there = ((positions >= 0) & (positions < length)).sum(1)
         found = torch.where(lengths == length, there[numbers], found)
     return found
-
-
-def spread(whole: int, count: int) -> Tensor:
-    """`count` of the numbers below `whole`, one drawn at random from each of as many parts.
-
-    They come in pairs that mirror each other, so that what rises steadily averages out.
-    """
-    random = torch.Generator().manual_seed(0)
-    jitter = torch.rand((count + 1) // 2, generator=random, dtype=torch.float64)
-    jitter = torch.cat((jitter, 1 - jitter.flip(0)))[:count]
-    places = (torch.arange(count) + jitter) * (whole / count)
-    return places.to(torch.int64).clamp(0, whole - 1)
 
 
 def reach_of_lanes(seen: View, axes: Axes, lanes: Lanes) -> Reach:

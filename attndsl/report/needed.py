@@ -9,26 +9,41 @@ from torch import Tensor
 
 from attndsl.ir.nodes import Node
 from attndsl.reference import evaluate
+from attndsl.report.draws import pieces, places, standard_error
 from attndsl.report.loops import Loops, at_lanes
+from attndsl.report.pairs import Pairs
 from attndsl.runtime.order import Tiles, positions_of
+from attndsl.runtime.segments import reach_of
 from attndsl.runtime.views import View
 
 MOST_PAIRS = 1 << 22  # in partial tiles that are all looked at, about 0.1 s
-SAMPLED_PAIRS = 1 << 20  # of partial tiles drawn at random, where there are more
+SAMPLED_PAIRS = 1 << 22  # of partial tiles drawn at random, where there are more
+FEWEST_TILES = 16  # of them
 AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
 class Needed:
-    """tiles, pairs   that are needed
-    are_tiles_known, are_pairs_known   whether they follow from proofs and from looking at every
-                   tile that is not full; else they are estimated from some, drawn at random
+    """tiles         that are needed
+    error            its standard error, as a part of it
+    are_tiles_known  whether it follows from proofs and from looking at every tile that is not full;
+                     else it is estimated from some, drawn at random
+    pairs            that take part, likewise
     """
 
     tiles: int
-    pairs: int
+    error: float
     are_tiles_known: bool
-    are_pairs_known: bool
+    pairs: Pairs
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Partial tiles, each of which stands for `share` of them: lanes, numbers and shares."""
+
+    lane: Tensor
+    tile: Tensor
+    share: Tensor
 
 
 def needed_of(mask: Node, seen: View, loops: Loops, most_pairs: int | None = None) -> Needed:
@@ -38,35 +53,99 @@ def needed_of(mask: Node, seen: View, loops: Loops, most_pairs: int | None = Non
 
     Full tiles are proved to be; the others are looked at pair by pair, or a sample of them.
     """
-    axes, lanes = loops.axes, loops.lanes
-    partial, area = int(loops.run_count.sum()), axes.own_block * axes.block
-    is_counted = partial * area <= (MOST_PAIRS if most_pairs is None else most_pairs)
-    chosen = torch.arange(partial, device=seen.device)
-    if not is_counted:
-        random = torch.Generator().manual_seed(0)
-        drawn = torch.randint(partial, (max(16, SAMPLED_PAIRS // area),), generator=random)
-        chosen = drawn.sort().values.to(seen.device)
-    ends = loops.run_count.cumsum(0)
-    run = torch.searchsorted(ends, chosen, right=True)
-    tile = loops.run_first[run] + chosen - (ends - loops.run_count)[run]
-    lane = loops.run_lane[run]
-    step = max(1, AT_ONCE // area)
-    pairs = [
-        pairs_of_tiles(mask, seen, loops, lane[at : at + step], tile[at : at + step])
-        for at in range(0, len(chosen), step)
+    lanes, area = loops.lanes, loops.axes.own_block * loops.axes.block
+    partial = int(loops.run_count.sum())
+    if partial * area <= (MOST_PAIRS if most_pairs is None else most_pairs):
+        every = tiles_at(loops, torch.arange(partial, device=seen.device))
+        found = pairs_of_tiles(mask, seen, loops, every)
+        per_lane = torch.zeros((2, len(lanes)), dtype=torch.int64, device=seen.device)
+        per_lane.index_add_(1, every.lane, torch.stack(((found > 0).to(found.dtype), found)))
+        tiles, pairs = lanes.total(per_lane[0]), lanes.total(per_lane[1])
+        errors = [0.0, 0.0]
+        is_known = not lanes.is_sample
+    else:
+        tiles = pairs = 0
+        squares = [0.0, 0.0]
+        for part in strata(seen, loops):
+            sample = drawn_from(loops, part, max(FEWEST_TILES, SAMPLED_PAIRS // area // 2))
+            found = pairs_of_tiles(mask, seen, loops, sample)
+            whole = [sample.share * (found > 0), sample.share * found]
+            tiles += round(float(whole[0].sum()))
+            pairs += round(float(whole[1].sum()))
+            for at in (0, 1):
+                squares[at] += standard_error(whole[at]) ** 2
+        errors = [square**0.5 for square in squares]
+        is_known = False
+    tiles, pairs = loops.total(loops.proved_tiles) + tiles, loops.proved_pairs + pairs
+    relative = [
+        ((error / total) ** 2 + loops.visited_error**2) ** 0.5 if total else 0.0
+        for error, total in zip(errors, (tiles, pairs), strict=True)
     ]
-    found = torch.cat(pairs) if pairs else chosen
-    scale = lanes.weight * (partial / len(chosen) if len(chosen) else 0)
-    return Needed(
-        tiles=loops.total(loops.proved_tiles) + round(int((found > 0).sum()) * scale),
-        pairs=loops.proved_pairs + round(int(found.sum()) * scale),
-        are_tiles_known=is_counted and not lanes.is_sample,
-        are_pairs_known=is_counted and not lanes.is_sample,
+    return Needed(tiles, relative[0], is_known, Pairs(pairs, relative[1], is_known))
+
+
+def strata(seen: View, loops: Loops) -> list[Tensor]:
+    """The runs of partial tiles in two parts: those that full parts of the segments of the first,
+    the middle or the last position of their own tile reach, in which many pairs take part; others.
+    """
+    axes, lanes = loops.axes, loops.lanes
+    every = torch.arange(len(loops.run_lane), device=seen.device)
+    if axes.own_boxes is not None or not axes.segments:
+        return [every]
+    own, other = (seen.q_offset, seen.k_offset)[:: -1 if axes.by_keys else 1]
+    is_dense = torch.zeros_like(every, dtype=torch.bool)
+    first, last = loops.run_first, loops.run_first + loops.run_count
+    for place in (0, lanes.extent // 2, lanes.extent - 1):
+        at = (lanes.start + place).clamp(min=0) + at_lanes(own, lanes)
+        reach = reach_of(axes.segments, seen, at, at, (lanes.b, lanes.h))
+        full = reach.moved(torch.as_tensor(at_lanes(other, lanes)), lanes.length).full
+        for lo, hi in zip(full.lo, full.hi, strict=True):
+            meets = torch.minimum(-(-hi // axes.block)[loops.run_lane], last) > torch.maximum(
+                (lo // axes.block)[loops.run_lane], first
+            )
+            is_dense |= meets & (lo < hi)[loops.run_lane]
+    return [part for part in (every[is_dense], every[~is_dense]) if len(part)]
+
+
+def drawn_from(loops: Loops, runs: Tensor, count: int) -> Sample:
+    """So many tiles of some of the runs, one from each of equal parts of them; or all of them."""
+    tiles = loops.run_count[runs]
+    if int(tiles.sum()) <= count:
+        starts = (loops.run_count.cumsum(0) - loops.run_count)[runs].repeat_interleave(tiles)
+        within = torch.arange(len(starts), device=runs.device)
+        within -= (tiles.cumsum(0) - tiles).repeat_interleave(tiles)
+        return tiles_at(loops, starts + within)
+    weights = loops.lanes.weights[loops.run_lane[runs]]
+    ends = (tiles * weights).cumsum(0)
+    share = float(ends[-1]) / count
+    points = places(count).to(runs.device) * share
+    at = torch.searchsorted(ends, points, right=True).clamp(max=len(runs) - 1)
+    within = ((points - ends[at]) / weights[at] + tiles[at]).to(torch.int64)
+    within = within.clamp(min=0).minimum(tiles[at] - 1)
+    run = runs[at]
+    return Sample(
+        loops.run_lane[run], loops.run_first[run] + within, torch.full_like(points, share)
     )
 
 
-def pairs_of_tiles(mask: Node, seen: View, loops: Loops, lane: Tensor, tile: Tensor) -> Tensor:
+def tiles_at(loops: Loops, numbers: Tensor) -> Sample:
+    """The tiles of these numbers, counted through all runs; each stands for itself."""
+    ends = loops.run_count.cumsum(0)
+    run = torch.searchsorted(ends, numbers, right=True)
+    tile = loops.run_first[run] + numbers - (ends - loops.run_count)[run]
+    lane = loops.run_lane[run]
+    return Sample(lane, tile, loops.lanes.weights[lane])
+
+
+def pairs_of_tiles(mask: Node, seen: View, loops: Loops, sample: Sample) -> Tensor:
     """How many pairs of each tile take part."""
+    step = max(1, AT_ONCE // (loops.axes.own_block * loops.axes.block))
+    parts = zip(pieces(sample.lane, step), pieces(sample.tile, step), strict=True)
+    found = [_pairs_of_tiles(mask, seen, loops, lane, tile) for lane, tile in parts]
+    return torch.cat(found) if found else torch.zeros_like(sample.lane)
+
+
+def _pairs_of_tiles(mask: Node, seen: View, loops: Loops, lane: Tensor, tile: Tensor) -> Tensor:
     axes, lanes = loops.axes, loops.lanes
     own = entries(axes.own_boxes, axes.own_block, lanes.own[lane])[:, :, None]
     other = entries(axes.boxes, axes.block, tile)[:, None, :]

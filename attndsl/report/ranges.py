@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from attndsl.analysis.facts import EVERYTHING_HIGH, EVERYTHING_LOW, Loss, Segment
+from attndsl.analysis.facts import Loss, Segment
 from attndsl.analysis.proofs import proofs_of
-from attndsl.ir.nodes import Node, constant, is_const, make, rebuild, topological, with_args
+from attndsl.ir.nodes import Node, constant, is_const, rebuild, topological, with_args
 from attndsl.ir.program import Program
 from attndsl.plan.kernel_plan import KernelPlan
 from attndsl.reference import evaluate
-from attndsl.report.formulas import formula
+from attndsl.report.ends import (
+    MOST_NODES,
+    NOTHING,
+    UNWRITTEN,
+    ends_text,
+    has_guards,
+    positions_first,
+    with_extremes,
+    without_guards,
+)
+from attndsl.report.formulas import COMPARISONS, formula
 from attndsl.runtime.views import View
 from attndsl.transform.simplify import simplified
 
-LONGEST_FORMULA = 160  # characters
-LONGEST_PART = 60
-MOST_NODES = 400  # of a formula that is written out at all
-LONGEST_CONDITIONS = 600  # characters of all that a box needs
-UNWRITTEN = "by cases: `attndsl emit --stage plan` has them; an example is below"
+LONGEST_PART = 60  # characters
+LONGEST_CONDITIONS = 600  # of all that a box needs
 
 
 def range_lines(plan: KernelPlan, seen: View) -> list[str]:
@@ -26,26 +33,44 @@ def range_lines(plan: KernelPlan, seen: View) -> list[str]:
 
     Cases that the sizes and scalars of the call decide are left out.
     """
-    rows = []
+    rows: list[str] = []
+    ends: list[Node] = []
     for what, segments, tile in (("keys", plan.keys, "q"), ("queries", plan.queries, "k")):
         names = {"lo": f"{tile}_lo", "hi": f"{tile}_hi"}
-        decided = [
-            Segment(*(decide(end, seen) for end in (s.lo, s.hi, s.full_lo, s.full_hi)))
-            for s in segments
-        ]
-        shown = [line for segment in decided for line in segment_lines(segment, names)]
-        lines = list(dict.fromkeys(shown))
+        lines: dict[str, None] = {}
+        for s in segments:
+            decided = [decide(end, seen) for end in (s.lo, s.hi, s.full_lo, s.full_hi)]
+            shown = [readable(end, seen, tile) for end in decided]
+            found = list(segment_lines(Segment(*shown), names))
+            lines |= dict.fromkeys(found)
+            if UNWRITTEN not in "".join(found):
+                ends += decided
         if not segments:
-            lines = ["none: the mask is never true"]
+            lines = {"none: the mask is never true": None}
         rows += [f"{what if not at else '':<8} {line}" for at, line in enumerate(lines)]
-    return rows
+    return [*rows, *remarks(ends, rows)]
+
+
+def readable(end: Node, seen: View, tile: str) -> Node:
+    """An end without what a person need not read."""
+    return positions_first(with_extremes(decide(without_guards(end), seen), tile))
+
+
+def remarks(ends: Sequence[Node], rows: Sequence[str]) -> list[str]:
+    """What the formulas leave out, and words in them that the language has not."""
+    found = []
+    if any("least(" in row or "greatest(" in row for row in rows):
+        found.append("least(...), greatest(...): over the positions of the tile")
+    if any(has_guards(end) for end in ends):
+        found.append("as long as entries of tables fit 32 bits")
+    return found
 
 
 def box_lines(plan: KernelPlan, seen: View) -> list[str]:
     """What a box of queries needs of a box of keys, a condition a line."""
     rows = []
     for what, fact in (("needed", plan.tile.possible), ("full", plan.tile.certain)):
-        parts = conditions(decide(fact, seen))
+        parts = conditions(decide(without_guards(fact), seen))
         lines = ["a page of conditions: an example is below"]
         if len(topological(*parts)) <= MOST_NODES:
             texts = [formula(part) for part in dict.fromkeys(parts) if not is_const(part, True)]
@@ -66,6 +91,8 @@ def decide(root: Node, seen: View) -> Node:
     values = seen.values
 
     def chosen(node: Node, args: tuple[Node, ...]) -> Node:
+        if node.op in COMPARISONS and is_known(with_args(node, args)):
+            return constant(bool(evaluate(with_args(node, args), values)))
         if node.op == "where" and is_known(args[0]):
             return args[1] if bool(evaluate(args[0], values)) else args[2]
         return with_args(node, args)
@@ -83,53 +110,12 @@ def is_known(condition: Node) -> bool:
 def segment_lines(segment: Segment, names: Mapping[str, str]) -> Iterator[str]:
     """`q_lo - window + 1 .. q_hi`, and the part of it that is full."""
     outer, full = (segment.lo, segment.hi), (segment.full_lo, segment.full_hi)
-    if not is_never(*outer):
-        yield ends_text(*outer, names)
-    if not is_never(*full):
-        text = ends_text(*full, names)
-        yield f"  full   {text}" if full != outer else "  full   all of them"
-
-
-def ends_text(start: Node, end: Node, names: Mapping[str, str]) -> str:
-    """`first .. last`; only named where it is more than a person reads."""
-    if len(topological(start, end)) <= MOST_NODES:
-        low, high = unlimited(formula(start, names)), unlimited(formula(less_one(end), names))
-        if max(len(low), len(high)) <= LONGEST_FORMULA:
-            low, high = {"-inf": "first"}.get(low, low), {"inf": "last"}.get(high, high)
-            ends = [f"({end})" if " if " in end else end for end in (low, high)]
-            return "all" if ends == ["first", "last"] else " .. ".join(ends)
-    return UNWRITTEN
-
-
-def less_one(node: Node) -> Node:
-    """An exclusive end as the last position in it: `q_hi` for `q_hi + 1`."""
-    if is_const(node):
-        return constant(int(node.value) - 1)
-    if node.op in ("add", "sub") and is_const(node.args[1]):
-        change = int(node.args[1].value) - (1 if node.op == "add" else -1)
-        return make(node.op, node.args[0], constant(change)) if change else node.args[0]
-    if node.op in ("min", "max"):
-        return make(node.op, *(less_one(arg) for arg in node.args))
-    if node.op == "where":
-        condition, *branches = node.args
-        return make("where", condition, *(less_one(branch) for branch in branches))
-    return make("sub", node, constant(1))
-
-
-def unlimited(text: str) -> str:
-    """A formula with the analysis' own limits read as what they stand for."""
-    for limit in (EVERYTHING_LOW - 1, EVERYTHING_LOW):
-        text = text.replace(str(limit), "-inf")
-    for limit in (EVERYTHING_HIGH, EVERYTHING_HIGH - 1):
-        text = text.replace(str(limit), "inf")
-    return text
-
-
-def is_never(start: Node, end: Node) -> bool:
-    """Whether a range is empty whatever the tile."""
-    if start is end:
-        return True
-    return is_const(start) and is_const(end) and bool(start.value >= end.value)
+    text = ends_text(*outer, names)
+    if text != NOTHING:
+        yield text
+    whole = ends_text(*full, names)
+    if whole != NOTHING:
+        yield f"  full   {whole}" if full != outer else "  full   all of them"
 
 
 def proof_lines(plan: KernelPlan) -> list[str]:
@@ -145,7 +131,8 @@ def proof_lines(plan: KernelPlan) -> list[str]:
 def loss_lines(plan: KernelPlan) -> list[str]:
     """What of the mask costs the segments tightness, by line."""
     found: dict[tuple[str, str], list[str]] = {}
-    for loss in outermost(plan.losses):
+    told = [Loss(place_of(plan.program, loss.node), loss.reason) for loss in plan.losses]
+    for loss in outermost(tuple(dict.fromkeys(told))):
         text = formula(loss.node)
         text = text if len(text) <= LONGEST_PART else f"{text[: LONGEST_PART - 2]} …"
         found.setdefault((line_of(plan.program, loss.node), loss.reason), []).append(f"`{text}`")
@@ -153,6 +140,18 @@ def loss_lines(plan: KernelPlan) -> list[str]:
         f"{line}{', '.join(dict.fromkeys(texts))}: {reason}"
         for (line, reason), texts in found.items()
     ]
+
+
+def place_of(program: Program, node: Node) -> Node:
+    """The node, or the least part of the mask around it that has a line, where it has none; a
+    position says nothing by itself."""
+    if node.op not in ("index", "to_float") and program.origins.get(node):
+        return node
+    for around in topological(program.mask):
+        is_part = around.op not in ("index", "to_float") and node in topological(around)
+        if is_part and program.origins.get(around):
+            return around
+    return node
 
 
 def outermost(losses: Sequence[Loss]) -> list[Loss]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -25,13 +25,16 @@ from attndsl.report.loops import (
     reach_of_lanes,
 )
 from attndsl.report.needed import Needed, needed_of
+from attndsl.report.pairs import Pairs, count_by_lines
 from attndsl.report.table import About, share, table
 from attndsl.runtime import cache
 from attndsl.runtime.blocks import Blocks
 from attndsl.runtime.views import View
 
 MOST_SPANS = 1 << 14  # blocks of queries whose spans a PyTorch module is asked for
-MOST_MARKS = 1 << 24  # tiles of them
+MOST_MARKS = 1 << 22  # tiles of them
+MOST_ERROR = 0.3  # of a figure that is told to people, as a part of it
+UNKNOWN = "not counted"
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ class Visits:
     computed_pairs, needed_pairs   pairs that the matrix products compute; that take part
     is_counted          whether visited and full are counted; else estimated from some rows of tiles
     are_needed_known, are_pairs_known   the same of the tiles and pairs that are needed
+    visited_error, needed_error, pairs_error   how far off visited, needed and needed_pairs may well
+                        be, as parts of them; of more than MOST_ERROR nothing is said to people
+    tests               runs of tiles that are looked at to find those that are visited
     """
 
     kernel: str
@@ -58,6 +64,10 @@ class Visits:
     is_counted: bool
     are_needed_known: bool
     are_pairs_known: bool
+    visited_error: float = 0.0
+    needed_error: float = 0.0
+    pairs_error: float = 0.0
+    tests: int = 0
 
 
 KERNELS = ("forward", "backward_dq", "backward_dkv")
@@ -65,23 +75,57 @@ KERNELS = ("forward", "backward_dq", "backward_dkv")
 
 def visits_of(plan: KernelPlan, seen: View, most_pairs: int | None = None) -> Iterator[Visits]:
     """The visits of every kernel for the sizes and tables of a view. In PyTorch, forward and
-    backward run over the same blocks. most_pairs as in `needed_of`."""
+    backward run over the same blocks. most_pairs as in `needed_of`.
+
+    The pairs that take part are those of the call: one number, whichever kernel.
+    """
+    pairs = count_by_lines(plan, seen)
     if plan.request.backend == "torch":
         loops = torch_loops(plan, seen)
-        needed = needed_of_loops(plan, seen, loops, most_pairs)
+        needed = needed_of_loops(plan, seen, loops, pairs, most_pairs)
         for kernel in ("forward", "backward"):
-            yield counted(kernel, loops, needed, seen)
+            yield counted(kernel, loops, needed, pairs or needed.pairs, seen)
         return
-    found: dict[tuple[bool, int, int], tuple[Loops, Needed]] = {}
-    configs = (plan.forward, plan.backward_dq, plan.backward_dkv)
-    base = base_blocks(seen, [(config.block_m, config.block_n) for config in configs])
-    for kernel, config in zip(KERNELS, configs, strict=True):
-        by_keys = kernel == "backward_dkv"
+    kernels = Kernels(plan, seen, pairs, most_pairs)
+    if pairs is None:
+        pairs = best(kernels.found(kernel)[1].pairs for kernel in KERNELS)
+    for kernel in KERNELS:
+        yield counted(kernel, *kernels.found(kernel), pairs, seen)
+
+
+class Kernels:
+    """What the Triton kernels of a call visit and need, found when it is asked for."""
+
+    def __init__(
+        self, plan: KernelPlan, seen: View, pairs: Pairs | None, most_pairs: int | None
+    ) -> None:
+        self.plan, self.seen, self.pairs, self.most_pairs = plan, seen, pairs, most_pairs
+        self.configs = dict(
+            zip(KERNELS, (plan.forward, plan.backward_dq, plan.backward_dkv), strict=True)
+        )
+        blocks = [(config.block_m, config.block_n) for config in self.configs.values()]
+        self.base = base_blocks(seen, blocks)
+        self._found: dict[tuple[bool, int, int], tuple[Loops, Needed]] = {}
+
+    def found(self, kernel: str) -> tuple[Loops, Needed]:
+        config, by_keys = self.configs[kernel], kernel == "backward_dkv"
         key = (by_keys, config.block_m, config.block_n)
-        if key not in found:
-            loops = loops_of(plan, seen, axes_of(plan, seen, key[1:], by_keys), base)
-            found[key] = loops, needed_of_loops(plan, seen, loops, most_pairs)
-        yield counted(kernel, *found[key], seen)
+        if key not in self._found:
+            axes = axes_of(self.plan, self.seen, key[1:], by_keys)
+            loops = loops_of(self.plan, self.seen, axes, self.base)
+            needed = needed_of_loops(self.plan, self.seen, loops, self.pairs, self.most_pairs)
+            self._found[key] = loops, needed
+        return self._found[key]
+
+
+def best(estimates: Iterable[Pairs]) -> Pairs:
+    """What is counted, as soon as something is; else what is likely to be least far off."""
+    found = []
+    for pairs in estimates:
+        if pairs.is_known:
+            return pairs
+        found.append(pairs)
+    return min(found, key=lambda pairs: pairs.error)
 
 
 def loops_of(plan: KernelPlan, seen: View, axes: Axes, base: Blocks) -> Loops:
@@ -93,52 +137,59 @@ def loops_of(plan: KernelPlan, seen: View, axes: Axes, base: Blocks) -> Loops:
     return loop_over_ranges(plan, seen, axes)
 
 
-def needed_of_loops(plan: KernelPlan, seen: View, loops: Loops, most_pairs: int | None) -> Needed:
-    """What is needed; every tile that is visited, where the segments are as tight as tiles can be
-    and only a sample could be looked at."""
-    needed = needed_of(plan.program.mask, seen, loops, most_pairs)
-    if needed.are_tiles_known or plan.strategy != "ranges" or plan.losses:
-        return needed
-    is_known = not loops.lanes.is_sample
-    return replace(needed, tiles=loops.total(loops.visited), are_tiles_known=is_known)
+def needed_of_loops(
+    plan: KernelPlan, seen: View, loops: Loops, pairs: Pairs | None, most_pairs: int | None
+) -> Needed:
+    """What is needed: every tile that is visited, where the segments are as tight as tiles can be
+    and say which pairs take part as well."""
+    if pairs is not None and plan.strategy == "ranges" and not plan.losses:
+        tiles, is_known = loops.total(loops.visited), not loops.lanes.is_sample
+        return Needed(tiles, loops.visited_error, is_known, pairs)
+    return needed_of(plan.program.mask, seen, loops, most_pairs)
 
 
-def counted(kernel: str, loops: Loops, needed: Needed, seen: View) -> Visits:
+def counted(kernel: str, loops: Loops, needed: Needed, pairs: Pairs, seen: View) -> Visits:
     axes = loops.axes
     block = (axes.block, axes.own_block) if axes.by_keys else (axes.own_block, axes.block)
-    visited = loops.total(loops.visited)
     return Visits(
         kernel,
         block,
-        visited=visited,
+        visited=loops.total(loops.visited),
         full=loops.total(loops.full),
-        needed=needed.tiles,
+        needed=min(needed.tiles, loops.total(loops.visited)),
         total=axes.tiles * axes.own_tiles * seen.sizes["B"] * seen.sizes["H"],
         computed_pairs=loops.computed_pairs,
-        needed_pairs=needed.pairs,
+        needed_pairs=pairs.count,
         is_counted=not (loops.is_estimate or loops.lanes.is_sample),
         are_needed_known=needed.are_tiles_known,
-        are_pairs_known=needed.are_pairs_known,
+        are_pairs_known=pairs.is_known,
+        visited_error=likely(loops.visited_error, loops.lanes),
+        needed_error=likely(needed.error, loops.lanes),
+        pairs_error=2 * pairs.error,
+        tests=0 if loops.tests is None else loops.total(loops.tests),
     )
+
+
+def likely(error: float, lanes: Lanes) -> float:
+    """How far off an estimate may well be: two standard errors, and more where lanes are so few
+    that these are not well known."""
+    return 2 * error + (1 / max(1, len(lanes)) if lanes.is_sample else 0)
 
 
 def table_of_tiles(found: list[Visits]) -> str:
     """The visits of several kernels as a table; ~ stands before an estimate."""
     rows = []
     for visits in found:
-        figure = int if visits.is_counted else About
-        needed = int if visits.are_needed_known else About
-        rows.append(
-            [
-                visits.kernel,
-                f"{visits.block[0]} x {visits.block[1]}",
-                visits.total,
-                share(visits.total - visits.visited, visits.total),
-                figure(visits.visited),
-                figure(visits.full),
-                needed(visits.needed),
-            ]
-        )
+        skipped = share(visits.total - visits.visited, visits.total)
+        figures: list[object] = [skipped, visits.visited, visits.full]
+        if not visits.is_counted:
+            figures = [f"~{skipped}", About(visits.visited), About(visits.full)]
+        if visits.visited_error > MOST_ERROR:
+            figures = [UNKNOWN] * 3
+        needed = visits.needed if visits.are_needed_known else About(visits.needed)
+        figures.append(UNKNOWN if visits.needed_error > MOST_ERROR else needed)
+        block = f"{visits.block[0]} x {visits.block[1]}"
+        rows.append([visits.kernel, block, visits.total, *figures])
     titles = ["kernel", "tile", "in all", "skipped", "visited", "of these full", "needed"]
     return table(titles, rows)
 

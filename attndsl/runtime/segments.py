@@ -42,8 +42,11 @@ class Intervals:
         if not len(self.lo):
             return self
         is_empty = self.lo >= self.hi
-        lo, order = torch.where(is_empty, BEYOND, self.lo).sort(dim=0, stable=True)
-        hi = torch.where(is_empty, BEYOND, self.hi).gather(0, order)
+        lo, hi = (torch.where(is_empty, BEYOND, end) for end in (self.lo, self.hi))
+        if len(lo) == 1:
+            return Intervals(lo, hi)  # sorting many columns of one costs more than all else
+        lo, order = lo.sort(dim=0, stable=True)
+        hi = hi.gather(0, order)
         starts, ends = [lo[0]], [hi[0]]
         for start, end in zip(lo[1:], hi[1:], strict=True):
             joins = start <= ends[-1]

@@ -187,14 +187,14 @@ def attn_within(x, first, last):
 def attn_least_float(x, axis: tl.constexpr):
     """The least along an axis, NaN where it has one."""
     is_none = tl.max(tl.where(x == x, 0, 1), axis)
-    return tl.where(is_none > 0, float("nan"), tl.min(x, axis))
+    return tl.where(is_none > 0, float("nan"), tl.min(tl.where(x == x, x, 0.0), axis))
 
 
 @triton.jit
 def attn_greatest_float(x, axis: tl.constexpr):
     """The greatest along an axis, NaN where it has one."""
     is_none = tl.max(tl.where(x == x, 0, 1), axis)
-    return tl.where(is_none > 0, float("nan"), tl.max(x, axis))
+    return tl.where(is_none > 0, float("nan"), tl.max(tl.where(x == x, x, 0.0), axis))
 
 
 @triton.jit

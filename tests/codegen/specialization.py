@@ -30,6 +30,7 @@ attention wide(bias: float[H, 2 * R + 1], doc: int[B, Nk], R: int, w: int, cap: 
     score cap * tanh(score / cap) + bias[h, q - k + R]
 """
 KERNELS = (
+    "summarise_0",
     "classify_rows",
     "classify_columns",
     "forward",
@@ -42,19 +43,21 @@ LENGTHS = (1, 2, 16, 17, 33, 48)
 
 
 class Recorder:
-    """Stands for a kernel: `recorder[grid](...)` notes the key of the launch."""
+    """Stands for a kernel: `recorder[grid](...)` notes the key of the launch, by the sizes of its
+    tiles: those of forward and of each backward kernel are the plan's."""
 
     def __init__(self, kernel: JITFunction[Any]) -> None:
         target = make_backend(GPUTarget("cuda", 90, 32))
         self.bind = create_function_from_signature(kernel.signature, kernel.params, target)
-        self.keys: set[str] = set()
+        self.keys: dict[tuple[int, int], set[str]] = {}
 
     def __getitem__(self, grid: tuple[int, ...]) -> Recorder:
         return self
 
     def __call__(self, *args: Any, **options: Any) -> None:
         _, specialization, rest = self.bind(*args, **options)
-        self.keys.add(str((specialization, sorted(rest.items()))))
+        keys = self.keys.setdefault((options["BLOCK_M"], options["BLOCK_N"]), set())
+        keys.add(str((specialization, sorted(rest.items()))))
 
 
 def make_plan() -> KernelPlan:
@@ -106,7 +109,7 @@ def main() -> None:
     for number, (rows, columns) in enumerate((r, c) for r in LENGTHS for c in LENGTHS):
         call(module, rows, columns, number)
     for name, recorder in recorders.items():
-        print(name, len(recorder.keys))
+        print(name, max(map(len, recorder.keys.values())))
 
 
 if __name__ == "__main__":

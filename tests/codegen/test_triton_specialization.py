@@ -25,6 +25,7 @@ def test_launches_share_one_key() -> None:
     counts = dict(line.split() for line in done.stdout.splitlines())
     assert counts and set(counts.values()) == {"1"}, counts
     assert {
+        "summarise_0",
         "classify_rows",
         "classify_columns",
         "forward",

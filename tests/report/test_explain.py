@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import attndsl
+from attndsl.report import cost
 from attndsl.report.explain import explain
 from tests.oracle.examples import FOLDER, NAMES, Sizes, example_inputs
 
@@ -67,9 +68,13 @@ def test_lists_say_why_and_what_they_cost() -> None:
 
 
 def test_narrow_tables_are_widened_first() -> None:
+    """But for kernels, which read them as they stand."""
     doc = (torch.arange(2048)[None] // 300).to(torch.int32)
-    told = attndsl.compile(text=DOCUMENTS).explain(Nq=2048, Nk=2048, doc=doc)
-    assert "32.8 kB of values by position" in section(told, "how tiles are found")
+    for backend in ("torch", "triton"):
+        attention = attndsl.compile(text=DOCUMENTS, backend=backend)
+        found = section(attention.explain(Nq=2048, Nk=2048, doc=doc), "how tiles are found")
+        assert ("32.8 kB of values by position" in found) == (backend == "torch")
+        assert ("by position" in found) == (backend == "torch")
 
 
 def test_work_that_is_needed_and_done() -> None:
@@ -140,7 +145,7 @@ def test_ten_million_tokens() -> None:
         for backend in ("auto", "torch"):
             attention = attndsl.compile(text=text, backend=backend)
             told = attention.explain(Nq=length, Nk=length, H=8, **call)
-            assert ("~ is an estimate, from some rows" in told) == bool(call)
+            assert ("from some rows of tiles, drawn at random" in told) == bool(call)
 
 
 def test_refuses_what_mask_refuses() -> None:
@@ -156,3 +161,21 @@ def test_takes_the_width_from_a_tensor() -> None:
     attention = attndsl.compile(text=text)
     assert "D = 64" in attention.explain(Nq=8, Nk=8)
     assert "D = 32" in attention.explain(Nq=8, Nk=8, rel=torch.zeros(8, 32))
+
+
+def test_long_preparations_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention, doc = attndsl.compile(text=DOCUMENTS), torch.arange(2048)[None] // 300
+    monkeypatch.setattr(cost, "MOST_TESTS", 10)
+    found = section(attention.explain(Nq=2048, Nk=2048, doc=doc), "how tiles are found")
+    assert "measured" not in found and "the time was not tried" in found
+    assert cost.duration(0.0123456) == "12.3 ms" and cost.duration(8.294) == "8.29 s"
+
+
+def test_pairs_that_take_part_are_one_number() -> None:
+    text = "attention a(frame: int[N]):\n    mask 0 <= frame[q] - frame[k] <= 1"
+    told = attndsl.compile(text=text).explain(
+        Nq=30_000, Nk=30_000, frame=torch.arange(30_000) // 60
+    )
+    found = re.findall(r"computed, (~?\S+ \S* ?pairs)", told)
+    assert len(found) == 3 and len(set(found)) == 1
+    assert found[0].startswith("~") and "most likely within" in told

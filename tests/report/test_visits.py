@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -18,7 +18,7 @@ import attndsl
 from attndsl.ir.program import Program
 from attndsl.plan.kernel_plan import MOST_LISTED, KernelPlan, Request
 from attndsl.plan.planner import plan
-from attndsl.report import boxes, lists, needed, visits
+from attndsl.report import boxes, lists, loops, needed, visits
 from attndsl.report.requests import request_for
 from attndsl.report.visits import Visits, table_of_tiles, visits_of
 from attndsl.runtime import cache, views
@@ -259,15 +259,85 @@ def test_kernels_list_as_many_tiles_as_is_said() -> None:
     assert f"MOST_LISTED = {MOST_LISTED} " in LIST_FUNCTIONS
 
 
-def test_tiles_that_are_not_full_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
-    attention = attndsl.compile(text=WINDOW)
-    seen = seen_by(attention, Nq=4096, Nk=4096, window=700)
-    exact = next(visits_of(planned(attention), seen))
+@pytest.mark.parametrize("rows", [1, 1000, 3_000_000])
+@pytest.mark.parametrize("tiles", [1, 1024, 5000])
+def test_rows_of_long_lists_are_as_long_as_is_said(rows: int, tiles: int) -> None:
+    """Where there are many of them, their places would else leave an int32."""
+    names: dict[str, Any] = {"torch": torch}
+    exec(LIST_FUNCTIONS, names)
+    counts, entries, most = names["attn_lists"](rows, tiles, torch.device("meta"))
+    axes: Any = SimpleNamespace(tiles=tiles)
+    lanes: Any = SimpleNamespace(kinds=rows)
+    assert most == min(tiles, lists.most_listed(axes, lanes))
+    assert rows * most + tiles < len(entries) <= 2**31 - 1 and len(counts) == rows
+
+
+def near(guess: int, right: int, error: float) -> bool:
+    return abs(guess - right) <= max(error, 1e-9) * right
+
+
+@pytest.mark.parametrize("lanes", [16, 200])
+def test_tiles_that_are_not_full_are_sampled(lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = attndsl.compile(text=DOCUMENTS)
+    doc = (torch.arange(8192) // 300 * 7 % 11)[None]  # the same number now and then
+    made, seen = planned(attention), seen_by(attention, Nq=8192, Nk=8192, doc=doc)
+    exact = list(visits_of(made, seen, 1 << 30))
     monkeypatch.setattr(needed, "MOST_PAIRS", 0)
-    about = next(visits_of(planned(attention), seen))
-    assert about.are_needed_known and about.needed == exact.needed  # the segments are tight
-    assert exact.are_pairs_known and not about.are_pairs_known
-    assert abs(about.needed_pairs - exact.needed_pairs) < 0.02 * exact.needed_pairs
+    monkeypatch.setattr(needed, "SAMPLED_PAIRS", 1 << 19)
+    monkeypatch.setattr(lists, "SAMPLES", (lanes, 8))
+    about = list(visits_of(made, seen))
+    assert len({v.needed_pairs for v in about}) == 1
+    for right, guess in zip(exact, about, strict=True):
+        assert right.are_needed_known and right.are_pairs_known
+        assert not (guess.are_needed_known or guess.are_pairs_known)
+        assert guess.needed_error < 0.3 and 0 < guess.pairs_error < 0.3
+        assert near(guess.needed, right.needed, guess.needed_error)
+        assert near(guess.needed_pairs, right.needed_pairs, guess.pairs_error)
+
+
+STRIDE = "attention a(s: int = 100):\n    mask k <= q and (q - k < 128 or k % s == 0)"
+HEAVY = "attention a(reach: int[H]):\n    mask k < 3 or 0 <= q - k < reach[h]"
+
+
+@pytest.mark.parametrize("step", [37, 300, 1000])
+def test_what_repeats_is_not_missed_by_a_sample(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of keys with a multiple of the step are visited by all that follow, others by few."""
+    attention = attndsl.compile(text=STRIDE)
+    made, seen = planned(attention), seen_by(attention, Nq=30_000, Nk=30_000, s=step)
+    with monkeypatch.context() as patched:
+        patched.setattr(lists, "MOST_RUNS", 1 << 24)
+        exact = list(visits_of(made, seen))
+    monkeypatch.setattr(lists, "SAMPLES", (32, 16))
+    monkeypatch.setattr(lists, "MOST_RUNS", 1000)
+    for right, guess in zip(exact, visits_of(made, seen), strict=True):
+        assert right.is_counted and not guess.is_counted
+        assert near(guess.visited, right.visited, guess.visited_error) and guess.visited_error < 0.2
+        assert near(guess.needed, right.needed, guess.needed_error)
+        assert guess.are_pairs_known and guess.needed_pairs == exact[0].needed_pairs
+
+
+def test_the_few_tiles_that_visit_most_are_among_those_that_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attention = attndsl.compile(text=HEAVY)
+    reach = torch.arange(64) * 5
+    made, seen = planned(attention), seen_by(attention, H=64, Nq=9000, Nk=9000, reach=reach)
+    exact = list(visits_of(made, seen))
+    monkeypatch.setattr(loops, "MOST_LANES", 500)
+    for right, guess in zip(exact, visits_of(made, seen), strict=True):
+        assert right.is_counted and not guess.is_counted
+        assert near(guess.visited, right.visited, 0.001)  # they were chosen by this very figure
+        assert near(guess.full, right.full, 0.15)
+        assert guess.needed_pairs == right.needed_pairs
+
+
+def test_what_may_be_far_off_is_not_told() -> None:
+    attention = attndsl.compile(text=WINDOW)
+    seen = seen_by(attention, Nq=4096, Nk=4096)
+    found = list(visits_of(planned(attention), seen))
+    bad = [replace(v, is_counted=False, visited_error=0.5, needed_error=0.5) for v in found]
+    assert table_of_tiles(bad).count("not counted") == 4 * len(bad)
+    assert str(found[0].visited) not in table_of_tiles(bad)
 
 
 def test_ten_million_tokens() -> None:
