@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from attndsl.analysis import build
 from attndsl.analysis.limits import Limit, Signs
 from attndsl.analysis.predicates import Predicate
+from attndsl.analysis.regions import reduced
 from attndsl.ir.nodes import FALSE, TRUE, Node
 
 MOST_TOGETHER = 4  # clauses of cases that are put together
@@ -102,25 +103,8 @@ def _contradict(x: Clause, y: Clause, signs: Signs) -> bool:
 def disjunction(cases: Iterable[Case], signs: Signs) -> list[Case]:
     """The cases with those left out that others contain, and neighbours made one: `q == k` or
     `k < q` is `k <= q`. Limits that move alike become one clause."""
-    found = _reduced(list(cases), lambda x, y: _united(x, y, signs))
+    found = reduced(cases, lambda x, y: _united(x, y, signs))
     return _grouped(found)
-
-
-def _reduced(cases: list[Case], unite: Callable[[Case, Case], Case | None]) -> list[Case]:
-    """Pairs made one until no more can be."""
-    waiting = list(cases)
-    done: list[Case] = []
-    while waiting:
-        case = waiting.pop(0)
-        for other in done:
-            one = unite(other, case)
-            if one is not None:
-                done.remove(other)
-                waiting.insert(0, one)
-                break
-        else:
-            done.append(case)
-    return done
 
 
 def _united(x: Case, y: Case, signs: Signs) -> Case | None:

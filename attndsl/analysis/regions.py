@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from attndsl.analysis import build
 from attndsl.analysis.build import HIGHEST, LOWEST, greatest, least, where
@@ -46,21 +47,33 @@ def _is_open(node: Node) -> bool:
     return node in (LOWEST, HIGHEST)
 
 
-def union(intervals: Iterable[Interval]) -> list[Interval]:
-    """The same positions in fewer intervals, where that takes no hull."""
-    waiting = [interval for interval in intervals if not is_empty(interval)]
-    done: list[Interval] = []
+Item = TypeVar("Item")
+
+
+def reduced(items: Iterable[Item], unite: Callable[[Item, Item], Item | None]) -> list[Item]:
+    """Pairs made one, where `unite` gives one for them, until no more can be.
+
+    >>> reduced([3, 5, 4], lambda x, y: max(x, y) if abs(x - y) == 1 else None)
+    [5]
+    """
+    waiting = list(items)
+    done: list[Item] = []
     while waiting:
-        interval = waiting.pop(0)
+        item = waiting.pop(0)
         for other in done:
-            one = _united(other, interval)
+            one = unite(other, item)
             if one is not None:
                 done.remove(other)
                 waiting.insert(0, one)
                 break
         else:
-            done.append(interval)
+            done.append(item)
     return done
+
+
+def union(intervals: Iterable[Interval]) -> list[Interval]:
+    """The same positions in fewer intervals, where that takes no hull."""
+    return reduced((x for x in intervals if not is_empty(x)), _united)
 
 
 def _united(x: Interval, y: Interval) -> Interval | None:
