@@ -43,7 +43,7 @@ types: $(STAMP)  ## mypy, strict
 
 pytest: $(STAMP)  ## the tests and doctests
 	@echo "== pytest ($(WORKERS) workers)"
-	@$(BIN)/python -m pytest -q -n $(WORKERS)
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 fmt: $(STAMP)  ## format Python and .attn files
 	@$(BIN)/ruff check --quiet --fix .
@@ -51,14 +51,14 @@ fmt: $(STAMP)  ## format Python and .attn files
 	@$(BIN)/attndsl fmt examples/*.attn
 
 sweep: $(STAMP)  ## more random programs and masks, more dtypes (long)
-	@$(BIN)/python -m pytest -q -n $(WORKERS) -m sweep
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m sweep
 
 test-triton-min:  ## the tests with the oldest Triton supported (TRITON=3.6.0), in .venv-min
 	@# The interpreter of Triton 3.6 reads scalars in a way that NumPy 2.4 no longer allows.
 	@test -x .venv-min/bin/python || $(PYTHON) -m venv .venv-min
 	@.venv-min/bin/python -m pip install -qq --constraint constraints.txt --editable '.[dev]' 'triton==$(TRITON)' 'numpy<2.4'
 	@echo "== pytest with Triton $(TRITON) ($(WORKERS) workers)"
-	@.venv-min/bin/python -m pytest -q -n $(WORKERS)
+	@.venv-min/bin/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 test-gpu: $(STAMP)  ## all examples on a CUDA GPU, in fp16 and bf16
 	@$(BIN)/python tests/gpu/run.py
