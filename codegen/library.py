@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import torch
 
+from attndsl.plan.signatures import attn_bit, attn_bits
+
 ACCUMULATOR = torch.float32  # a generated module sets its own
 
 
@@ -275,21 +277,5 @@ def attn_pair_extremes(
 
 
 def attn_signatures(profile: torch.Tensor, block: int) -> torch.Tensor:
-    """Which int64 values occur in every block of the last axis, as a set of 64 bits.
-
-    A value sets the bit that its digits of six bits, xor-ed, name: equal values the same one, and
-    64 values in a row (from a multiple of 64 on) all different ones.
-    """
-    slot = profile
-    for shift in (6, 12, 24, 48):
-        slot = slot ^ (slot >> shift)
-    return torch.cat([attn_bits(part) for part in attn_blocks(1 << (slot & 63), block)], -1)
-
-
-def attn_bits(x: torch.Tensor) -> torch.Tensor:
-    """The bits that are set anywhere in the last axis."""
-    while x.shape[-1] > 1:
-        half = x.shape[-1] // 2
-        joined = x[..., :half] | x[..., half : 2 * half]
-        x = torch.cat((joined, x[..., 2 * half :]), -1) if x.shape[-1] % 2 else joined
-    return x.squeeze(-1)
+    """Which int64 values occur in every block of the last axis, as a set of 64 bits."""
+    return torch.cat([attn_bits(part, -1) for part in attn_blocks(attn_bit(profile), block)], -1)

@@ -17,7 +17,7 @@ Strategy = Literal["ranges", "lists"]
 Order = Literal["linear", "boxes"]
 
 # Tiles in a list of one tile of the other axis: memory grows with the length, not with its square.
-# A tile with more of them visits all from the first to the last that its segments reach.
+# A tile with more of them visits all from the first to the last of them.
 MOST_LISTED = 1024
 
 

@@ -8,11 +8,14 @@ from math import prod
 import torch
 from torch import Tensor
 
-from attndsl.plan.kernel_plan import MOST_LISTED, KernelPlan, Summary
+from attndsl.plan.boxes import attn_counts, attn_positions
+from attndsl.plan.kernel_plan import KernelPlan, Summary
+from attndsl.plan.signatures import attn_bits
 from attndsl.reference import Values, evaluate
+from attndsl.report.lists import most_listed
 from attndsl.report.loops import Axes, Lanes, Loops, axes_of, lanes_of, summaries_used
-from attndsl.runtime.blocks import as_bytes, bits_of, profile, union_of_bits
-from attndsl.runtime.order import Tiles, counts_of, positions_of
+from attndsl.runtime.blocks import as_bytes, bits_of, profile
+from attndsl.runtime.order import Tiles
 from attndsl.runtime.views import View
 
 MOST_TESTS = 1 << 22  # tiles that are looked at; of more, those of as many rows of tiles
@@ -38,7 +41,7 @@ def loop_over_boxes(plan: KernelPlan, seen: View, axes: Axes) -> Loops:
         open_tiles.append(tile)
     nothing = torch.zeros(0, dtype=torch.int64, device=seen.device)
     lane, tile = (torch.cat(parts) if parts else nothing for parts in (open_lanes, open_tiles))
-    fits = visited <= MOST_LISTED
+    fits = visited <= most_listed(lanes.kinds, axes.tiles)
     visited, listed = torch.where(fits, visited, hull), torch.where(fits, full, 0)
     one, every = torch.ones_like(tile), torch.full_like(visited, axes.tiles)
     return Loops(axes, lanes, visited, listed, lane, tile, one, proved=full, tests=every)
@@ -115,18 +118,18 @@ class BoxTest:
 def extreme(summary: Summary, what: str, seen: View, boxes: Tiles) -> Tensor:
     """The least or greatest value of a summary in each box, or the bits of those that occur."""
     value = as_bytes(profile(summary, seen))
-    positions = positions_of(boxes.grid, boxes.box, seen.device)
+    positions = attn_positions(boxes.grid, boxes.box, seen.device)
     # What a clipped box lacks stands for its first position, which is always there.
     inside = value[:, :, torch.where(positions < 0, positions[:, :1], positions)]
     if what == "signature":
-        return union_of_bits(bits_of(inside), 3)
+        return attn_bits(bits_of(inside), 3)
     found = inside.amin(3) if what == "least" else inside.amax(3)
     return found.to(torch.bool) if summary.kind == "bool" else found
 
 
 def entries_per_box(boxes: Tiles) -> Tensor:
     """How many positions each box has: fewer than others, where it reaches beyond the grid."""
-    return (positions_of(boxes.grid, boxes.box) >= 0).sum(1)
+    return (attn_positions(boxes.grid, boxes.box) >= 0).sum(1)
 
 
 def box_example(plan: KernelPlan, seen: View, block: tuple[int, int]) -> list[str]:
@@ -134,7 +137,7 @@ def box_example(plan: KernelPlan, seen: View, block: tuple[int, int]) -> list[st
     axes = axes_of(plan, seen, block, by_keys=False)
     assert axes.own_boxes is not None and axes.boxes is not None
     number = 0
-    for count in counts_of(axes.own_boxes.grid, axes.own_boxes.box):
+    for count in attn_counts(axes.own_boxes.grid, axes.own_boxes.box):
         number = number * count + count // 2
     lanes = lanes_of(plan, seen, axes, seen.sizes["B"] * seen.sizes["H"] * axes.own_tiles)
     middle = torch.tensor([number], device=seen.device)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from math import prod
 
 from attndsl.ir.nodes import find
-from attndsl.plan.kernel_plan import MOST_LISTED, Config, KernelPlan, Summary
+from attndsl.plan.kernel_plan import Config, KernelPlan, Summary
 from attndsl.plan.planner import TORCH_BOX
+from attndsl.report.lists import most_listed
 from attndsl.report.loops import axes_of, summaries_used, varies_by
 from attndsl.report.table import figure
 from attndsl.report.visits import MOST_SPANS, call_of, torch_module
@@ -116,13 +117,13 @@ def block_bytes(plan: KernelPlan, summary: Summary, seen: View, block: tuple[int
 
 
 def list_bytes(plan: KernelPlan, seen: View, config: Config, by_keys: bool) -> int:
-    """Three counts of 8 bytes and the numbers of the tiles, of 4, for every tile of the kernel's
-    axis; and once the numbers of all tiles."""
+    """Numbers of 4 bytes: three counts and the tiles, for every tile of the kernel's axis; and once
+    all tiles, with one before and one behind."""
     varies = varies_by(plan, seen)
     rows, columns = tiles_along(plan, seen, (config.block_m, config.block_n))
     own, other = (columns, rows) if by_keys else (rows, columns)
     copies = (seen.sizes["B"] if "b" in varies else 1) * (seen.sizes["H"] if "h" in varies else 1)
-    return copies * own * (24 + 4 * min(other, MOST_LISTED)) + 4 * other
+    return 4 * (copies * own * (3 + most_listed(copies * own, other)) + other + 2)
 
 
 def preparation_lines(plan: KernelPlan, seen: View, tests: int) -> list[str]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from attndsl.plan.kernel_plan import MOST_LISTED, KernelPlan, Summary
+from attndsl.plan.signatures import attn_bits
 from attndsl.reference import evaluate
 from attndsl.report.loops import (
     Axes,
@@ -27,7 +28,7 @@ from attndsl.report.loops import (
     summaries_used,
     tiles_of,
 )
-from attndsl.runtime.blocks import Blocks, Reduction, as_bytes, reduced, union_of_bits
+from attndsl.runtime.blocks import Blocks, Reduction, as_bytes, reduced
 from attndsl.runtime.segments import Reach
 from attndsl.runtime.views import View
 
@@ -43,7 +44,7 @@ JOINS: dict[str, Join] = {
 REDUCTIONS: dict[str, Reduction] = {
     "least": torch.amin,
     "greatest": torch.amax,
-    "signature": union_of_bits,
+    "signature": attn_bits,
 }
 BOOL_JOINS: dict[str, Join] = {"least": torch.logical_and, "greatest": torch.logical_or}
 
@@ -151,7 +152,7 @@ class Rows:
                 lane, run = lane[exists], run[exists]
         hulls.add(lane, run, run + 1)
         visited = torch.bincount(lane, minlength=count) + full
-        fits = visited <= most_listed(self.axes, self.lanes)
+        fits = visited <= most_listed(self.lanes.kinds, self.axes.tiles)
         return Loops(
             self.axes,
             self.lanes,
@@ -245,6 +246,6 @@ class Hulls:
         return (self.last - self.first).clamp(min=0)
 
 
-def most_listed(axes: Axes, lanes: Lanes) -> int:
-    """How many tiles a row of a list may have: the places of all of them fit an int32."""
-    return min(MOST_LISTED, (2**31 - 3 - axes.tiles) // max(lanes.kinds, 1))
+def most_listed(rows: int, tiles: int) -> int:
+    """How many tiles a row of a list has room for: the places of all of them fit an int32."""
+    return min(tiles, MOST_LISTED, (2**31 - 3 - tiles) // max(rows, 1))

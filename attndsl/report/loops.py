@@ -10,10 +10,11 @@ from torch import Tensor
 
 from attndsl.analysis.facts import Segment
 from attndsl.ir.nodes import Node, find
+from attndsl.plan.boxes import attn_box, attn_positions
 from attndsl.plan.kernel_plan import KernelPlan, Summary
 from attndsl.report.draws import drawn, pieces, spread, standard_error
 from attndsl.runtime.dims import compute_dim
-from attndsl.runtime.order import Tiles, box_of, positions_of
+from attndsl.runtime.order import Tiles
 from attndsl.runtime.segments import Reach, reach_of
 from attndsl.runtime.views import View
 
@@ -118,7 +119,7 @@ def boxes_of(plan: KernelPlan, seen: View, positions: int) -> Tiles | None:
         return None
     extents = (compute_dim(extent, seen.sizes, seen.scalars) for extent in plan.grid.extents)
     grid = tuple(extents)
-    return Tiles(plan.grid.axes, grid, box_of(positions, grid))
+    return Tiles(plan.grid.axes, grid, attn_box(positions, grid))
 
 
 @dataclass(frozen=True)
@@ -269,7 +270,7 @@ class Choice:
 
 def entries_of(boxes: Tiles, numbers: Tensor, lengths: Tensor) -> Tensor:
     """How many positions of each box lie below the length that goes with it."""
-    positions = positions_of(boxes.grid, boxes.box, numbers.device)
+    positions = attn_positions(boxes.grid, boxes.box, numbers.device)
     found = torch.zeros_like(numbers)
     for length in torch.unique(lengths):
         there = ((positions >= 0) & (positions < length)).sum(1)

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from attndsl.ir.nodes import Node
+from attndsl.plan.boxes import attn_positions
 from attndsl.reference import evaluate
 from attndsl.report.draws import pieces, places, standard_error
 from attndsl.report.loops import Loops, at_lanes
 from attndsl.report.pairs import Pairs
-from attndsl.runtime.order import Tiles, positions_of
+from attndsl.runtime.order import Tiles
 from attndsl.runtime.segments import reach_of
 from attndsl.runtime.views import View
 
@@ -165,4 +166,4 @@ def entries(boxes: Tiles | None, block: int, numbers: Tensor) -> Tensor:
     """The elements of tiles: int64 [tiles, elements], -1 beyond the grid of a box."""
     if boxes is None:
         return numbers[:, None] * block + torch.arange(block, device=numbers.device)
-    return positions_of(boxes.grid, boxes.box, numbers.device)[numbers]
+    return attn_positions(boxes.grid, boxes.box, numbers.device)[numbers]

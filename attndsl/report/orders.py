@@ -11,11 +11,12 @@ from torch import Tensor
 
 from attndsl.ir.nodes import topological
 from attndsl.ir.program import Program
+from attndsl.plan.boxes import attn_box, attn_counts
 from attndsl.plan.kernel_plan import KernelPlan, Request
 from attndsl.plan.planner import TORCH_BOX
 from attndsl.plan.planner import plan as make_plan
 from attndsl.report.table import figure
-from attndsl.runtime.order import Extents, Order, Work, box_of, counts_of, order_of_call
+from attndsl.runtime.order import Extents, Order, Work, order_of_call
 from attndsl.runtime.views import View
 
 
@@ -50,8 +51,8 @@ def order_lines(plan: KernelPlan, seen: View, order: Order) -> list[str]:
     extents = zip(plan.grid.axes, order.grid, strict=True)
     grid = ", ".join(f"{axis} = {extent}" for axis, extent in extents)
     shapes = {
-        f"{shape(box_of(block[0], order.grid))} queries and {shape(box_of(block[1], order.grid))} "
-        "keys": None
+        f"{shape(attn_box(block[0], order.grid))} queries and "
+        f"{shape(attn_box(block[1], order.grid))} keys": None
         for block in blocks_of(plan)
     }
     first, *others = shapes
@@ -102,7 +103,7 @@ def cost_of_boxes(plan: KernelPlan, seen: View, order: Order) -> str:
         )
     padding = []
     for what, block in zip(("rows", "columns"), blocks_of(plan)[0], strict=True):
-        padding.append(padded(what, order.grid, box_of(block, order.grid)))
+        padding.append(padded(what, order.grid, attn_box(block, order.grid)))
     beyond = ", ".join(text for text in padding if text)
     return (
         "the order costs integer arithmetic, which finds the positions of a tile; nothing is "
@@ -112,7 +113,7 @@ def cost_of_boxes(plan: KernelPlan, seen: View, order: Order) -> str:
 
 def padded(what: str, grid: Extents, box: Extents) -> str:
     """`3,584 rows for 3,136`; nothing where the boxes fit."""
-    count = prod(counts_of(grid, box)) * prod(box)
+    count = prod(attn_counts(grid, box)) * prod(box)
     return "" if count == prod(grid) else f"{count:,} {what} for {prod(grid):,}"
 
 

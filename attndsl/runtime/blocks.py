@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attndsl.analysis.summaries import Summary
 from attndsl.ir.nodes import Node, find
+from attndsl.plan.signatures import attn_bit, attn_bits
 from attndsl.reference import broadcast_shape, evaluate, positions
 from attndsl.runtime.views import View
 
@@ -122,7 +123,7 @@ class Blocks:
 
     def signature(self, summary: Summary) -> Tensor:
         """int64 [B or 1, H or 1, blocks]: the bits of the values that occur."""
-        return self._reduced(bits_of(self.profile(summary)), summary, union_of_bits)
+        return self._reduced(bits_of(self.profile(summary)), summary, attn_bits)
 
     def profile(self, summary: Summary) -> Tensor:
         found = self._profiles.get(summary.number)
@@ -184,26 +185,12 @@ def reduced_keys(value: Tensor, block: int, reduce: Reduction, lengths: Tensor |
 
 
 def bits_of(value: Tensor) -> Tensor:
-    """One of 64 bits for each int: the one that its digits of six bits name, xor-ed.
-
-    64 values in a row, from a multiple of 64 on, have a bit each. Generated modules do the same
-    (`attn_signatures`), so that what is counted here is what they visit.
-    """
-    parts = []
-    for start in range(0, max(1, value.shape[-1]), IN_CACHE):
-        slot = value[..., start : start + IN_CACHE].to(torch.int64)
-        for digits in (6, 12, 24, 48):
-            slot = slot ^ (slot >> digits)
-        parts.append(1 << (slot & 63))
+    """The bit of each int, a stretch at a time."""
+    parts = [
+        attn_bit(value[..., start : start + IN_CACHE].to(torch.int64))
+        for start in range(0, max(1, value.shape[-1]), IN_CACHE)
+    ]
     return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
-
-
-def union_of_bits(value: Tensor, dim: int) -> Tensor:
-    """The bitwise or along a dimension, by halves (which share the middle of an odd number)."""
-    while (extent := value.shape[dim]) > 1:
-        half = (extent + 1) // 2
-        value = value.narrow(dim, 0, half) | value.narrow(dim, extent - half, half)
-    return value.select(dim, 0)
 
 
 # Work on two sets of values that is done exactly: multiply-adds of a product of matrices with a

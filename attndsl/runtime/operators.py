@@ -364,7 +364,7 @@ def module_for(
             "Triton's interpreter computes wrongly with bfloat16 (NumPy has no such type); give "
             'float16 or float32 tensors, or compile with backend="torch"'
         )
-    if is_boxable_once(program):
+    if program.grid is not None and is_boxable_once(program):
         shapes = {t.name: given.shape for t, given in zip(program.tensors, tensors, strict=True)}
         sizes = bind_dims(program, shapes, input_sizes(query, key, value), scalars)
         order = order_of_call(program, request, sizes, scalars, offsets)

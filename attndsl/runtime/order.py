@@ -16,15 +16,13 @@ from attndsl.analysis.grids import classify_boxes, is_boxable
 from attndsl.analysis.tiles import classify
 from attndsl.ir.nodes import Node, find, index, lookup, substitute, topological
 from attndsl.ir.program import Program
-from attndsl.plan.boxes import attn_box, attn_counts, attn_positions
+from attndsl.plan.boxes import attn_box, attn_counts
 from attndsl.plan.kernel_plan import Request
 from attndsl.plan.planner import block_of
 from attndsl.reference import Number, Values, evaluate
 from attndsl.runtime.dims import compute_dim
 
 Extents = tuple[int, ...]
-
-box_of, counts_of, positions_of = attn_box, attn_counts, attn_positions
 
 BOXES_PAY = 0.85  # of the linear order's pairs: gathered rows and lists cost something, too
 MOST_SAMPLES, FEWEST_SAMPLES = 64, 8  # tiles of queries that are looked at
@@ -137,7 +135,7 @@ def _order(
     written = " x ".join(map(str, grid))
     if min(grid) < 1 or not prod(grid) == sizes["Nq"] == sizes["Nk"]:
         return Order("linear", f"the grid of {written} is not all of the queries and keys")
-    query_box, key_box = box_of(block_m, grid), box_of(block_n, grid)
+    query_box, key_box = attn_box(block_m, grid), attn_box(block_n, grid)
     linear, boxes = _facts(program)
     values = Values(torch.float32, torch.device("cpu"), sizes, scalars, {}, {})
     n = prod(grid)
@@ -190,14 +188,14 @@ class Tiles:
 
     @property
     def count(self) -> int:
-        return prod(counts_of(self.grid, self.box))
+        return prod(attn_counts(self.grid, self.box))
 
     def ends(self, position: str, numbers: Tensor) -> dict[str, Tensor]:
         """The ends of the tiles of these numbers, by the names of the facts' bounds."""
         found: dict[str, Tensor] = {}
         first, last, stride = torch.zeros_like(numbers), torch.zeros_like(numbers), 1
         rest = numbers
-        parts = zip(self.axes, self.grid, self.box, counts_of(self.grid, self.box), strict=True)
+        parts = zip(self.axes, self.grid, self.box, attn_counts(self.grid, self.box), strict=True)
         for axis, extent, size, count in reversed(list(parts)):
             lo = rest % count * size
             hi = torch.clamp(lo + (size - 1), max=extent - 1)

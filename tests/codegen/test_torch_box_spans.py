@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attndsl.plan.boxes import attn_box, attn_positions
 from attndsl.plan.planner import plan
-from attndsl.runtime.order import box_of, positions_of
 from tests.codegen.test_spans import FEW, Parts, marked
 from tests.codegen.test_torch import TORCH, compiled, module_of, request
 from tests.codegen.test_torch_boxes import EXAMPLES, LENGTHS, PROGRAMS, image
@@ -53,7 +53,7 @@ def check_spans(
 ) -> None:
     """No pair is left out and none that is masked lies in a full range; `tight`: boxes are reached
     that have a pair which takes part, those are full in which all do, and no other."""
-    boxes = [box[box >= 0] for box in positions_of(grid, box_of(rows, grid))]
+    boxes = [box[box >= 0] for box in attn_positions(grid, attn_box(rows, grid))]
     order, starts = torch.cat(boxes), torch.tensor([0, *map(len, boxes)]).cumsum(0).tolist()
     query, key = torch.zeros(2, 4, len(order), 6), torch.zeros(2, 2, len(order), 6)
     oracle = Oracle(parse_text(text), None, query, key, key, arguments=given, **call)

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 import attndsl
+from attndsl.plan.boxes import attn_box
 from attndsl.plan.kernel_plan import KernelPlan
-from attndsl.report import boxes, needed
+from attndsl.report import boxes, lists, needed
 from attndsl.report.orders import plan_of_call
 from attndsl.report.requests import request_for
 from attndsl.report.visits import Visits, table_of_tiles, visits_of
 from attndsl.runtime import order
-from attndsl.runtime.order import box_of
 from tests.oracle.examples import FOLDER
+from tests.report.room import bytes_of_lists
 from tests.report.test_explain import section
 from tests.report.test_visits import noise, run_counted, same, seen_by, shorten_lists
 
@@ -90,7 +91,7 @@ def planned(attention: attndsl.Attention, call: dict[str, Any]) -> KernelPlan:
 
 def numbers_of(grid: tuple[int, ...], positions: int) -> Tensor:
     """The number of the box of every position."""
-    box = box_of(positions, grid)
+    box = attn_box(positions, grid)
     counts = [-(-extent // size) for extent, size in zip(grid, box, strict=True)]
     found = []
     for place in itertools.product(*map(range, grid)):
@@ -177,7 +178,7 @@ def test_a_row_with_too_many_boxes_visits_all_between(monkeypatch: pytest.Monkey
     call = {"B": 1, "H": 1, "Nq": 4096, "Nk": 4096, "height": 64, "width": 64}
     plan, seen = planned(attention, call), seen_by(attention, **call)
     free = next(visits_of(plan, seen))
-    monkeypatch.setattr(boxes, "MOST_LISTED", 0)
+    monkeypatch.setattr(lists, "MOST_LISTED", 0)
     limited = next(visits_of(plan, seen))
     assert free.visited < limited.visited < limited.total
     assert limited.full == 0
@@ -243,9 +244,7 @@ def test_what_boxes_need_and_cost() -> None:
     kernels = section(told, "kernels for")
     assert [kernels.count(tile) for tile in ("128 x 64", "32 x 128")] == [2, 1]
     many = {n: int(numbers_of((20, 30), n).max()) + 1 for n in (32, 64, 128)}
-    by_rows = many[128] * (24 + 4 * many[64]) + 4 * many[64]
-    by_columns = many[128] * (24 + 4 * many[32]) + 4 * many[32]
-    size = 2 * by_rows + by_columns
+    size = 2 * bytes_of_lists(many[128], many[64]) + bytes_of_lists(many[128], many[32])
     assert f"{size / 1e3:.3g} kB of lists" in section(told, "how tiles are found")
 
 

@@ -11,6 +11,7 @@ import attndsl
 from attndsl.report import cost
 from attndsl.report.explain import explain
 from tests.oracle.examples import FOLDER, NAMES, Sizes, example_inputs
+from tests.report.room import bytes_of_lists
 
 WINDOW = "attention a(window: int = 100):\n    mask 0 <= q - k < window"
 DOCUMENTS = "attention a(doc: int[B, N]):\n    mask doc[b, q] == doc[b, k]\n    mask k <= q"
@@ -60,7 +61,7 @@ def test_lists_say_why_and_what_they_cost() -> None:
     # least, greatest and signature of int64 of blocks of 128 x 64 and of 32 x 128 positions
     blocks = 24 * (2048 // 128 + 2048 // 64) + 24 * (2048 // 32 + 2048 // 128)
     assert f"{blocks / 1e3:.3g} kB of values by block" in found
-    lists = 2 * (16 * (24 + 4 * 32) + 4 * 32) + 16 * (24 + 4 * 64) + 4 * 64
+    lists = 2 * bytes_of_lists(16, 32) + bytes_of_lists(16, 64)
     assert f"{lists / 1e3:.3g} kB of lists" in found
     assert "ms, measured with the PyTorch backend on this machine" in found
     cost = section(told, "what costs a better answer")

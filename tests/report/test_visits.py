@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -18,7 +18,7 @@ import attndsl
 from attndsl.ir.program import Program
 from attndsl.plan.kernel_plan import MOST_LISTED, KernelPlan, Request
 from attndsl.plan.planner import plan
-from attndsl.report import boxes, lists, loops, needed, visits
+from attndsl.report import lists, loops, needed, visits
 from attndsl.report.requests import request_for
 from attndsl.report.visits import Visits, table_of_tiles, visits_of
 from attndsl.runtime import cache, views
@@ -242,8 +242,7 @@ def shorten_lists(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     """Lets the lists of kernels have so few tiles, and reports say so."""
     shorter = LIST_FUNCTIONS.replace(f"MOST_LISTED = {MOST_LISTED} ", f"MOST_LISTED = {most} ")
     monkeypatch.setattr("attndsl.codegen.triton.LIST_FUNCTIONS", shorter)
-    for module in (lists, boxes):
-        monkeypatch.setattr(module, "MOST_LISTED", most)
+    monkeypatch.setattr(lists, "MOST_LISTED", most)
 
 
 @pytest.mark.parametrize("most", [0, 2])
@@ -266,9 +265,7 @@ def test_rows_of_long_lists_are_as_long_as_is_said(rows: int, tiles: int) -> Non
     names: dict[str, Any] = {"torch": torch}
     exec(LIST_FUNCTIONS, names)
     counts, entries, most = names["attn_lists"](rows, tiles, torch.device("meta"))
-    axes: Any = SimpleNamespace(tiles=tiles)
-    lanes: Any = SimpleNamespace(kinds=rows)
-    assert most == min(tiles, lists.most_listed(axes, lanes))
+    assert most == lists.most_listed(rows, tiles)
     assert rows * most + tiles < len(entries) <= 2**31 - 1 and len(counts) == rows
 
 

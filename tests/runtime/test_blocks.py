@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from attndsl.codegen.library import attn_signatures
 
-from attndsl.runtime.blocks import bits_of, part, reduced, reduced_keys, union_of_bits
+from attndsl.plan.signatures import attn_bits
+from attndsl.runtime.blocks import bits_of, part, reduced, reduced_keys
 
 
 def test_blocks_of_a_dimension() -> None:
@@ -46,5 +47,5 @@ def test_signatures_are_those_of_generated_modules() -> None:
     value = torch.randint(-(2**62), 2**62, (2, 3, 90), generator=generator)
     value = torch.cat((value, ends.expand(2, 3, 5)), -1)
     for block in (1, 3, 16, 64, 200):
-        mine = reduced(bits_of(value), 2, block, union_of_bits)
+        mine = reduced(bits_of(value), 2, block, attn_bits)
         assert torch.equal(mine, attn_signatures(value, block))

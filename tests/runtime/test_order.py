@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from attndsl.ir.program import Program
+from attndsl.plan.boxes import attn_box, attn_counts, attn_positions
 from attndsl.reference import Values, evaluate
 from attndsl.runtime import order
-from attndsl.runtime.order import BOXES_PAY, Order, Tiles, box_of, counts_of, order_of, positions_of
+from attndsl.runtime.order import BOXES_PAY, Order, Tiles, order_of
 from attndsl.semantics import analyse
 from attndsl.source import Source
 from attndsl.transform.simplify import simplify
@@ -101,7 +102,7 @@ def test_boxes_visit_what_they_need(
     order._order.cache_clear()
     found, made, scalars = order_for(text, grid, r, s, block)
     order._order.cache_clear()
-    queries, keys = positions_of(grid, found.query_box), positions_of(grid, found.key_box)
+    queries, keys = attn_positions(grid, found.query_box), attn_positions(grid, found.key_box)
     some, every = tile_counts(made, scalars, queries, keys)
     assert found.boxes is not None
     assert found.boxes.visited == some
@@ -223,11 +224,11 @@ GRIDS = [(56, 56), (23, 37), (4, 1000), (30, 48, 80), (1, 7, 9), (2, 3, 4, 5), (
 @pytest.mark.parametrize("positions", [16, 32, 64, 128])
 @pytest.mark.parametrize("grid", GRIDS)
 def test_boxes_hold_every_position_once(grid: tuple[int, ...], positions: int) -> None:
-    box = box_of(positions, grid)
+    box = attn_box(positions, grid)
     assert prod(box) == positions
     assert all(extent & (extent - 1) == 0 for extent in box)
-    found = positions_of(grid, box)
-    assert found.shape == (prod(counts_of(grid, box)), positions)
+    found = attn_positions(grid, box)
+    assert found.shape == (prod(attn_counts(grid, box)), positions)
     held = found[found >= 0]
     assert held.sort().values.tolist() == list(range(prod(grid)))
     axes = ("t", "y", "x", "w")[: len(grid)]
@@ -244,7 +245,7 @@ def test_boxes_hold_every_position_once(grid: tuple[int, ...], positions: int) -
 def test_rows_of_a_box_follow_the_formula() -> None:
     """position = sum of (corner[j] + offset[j]) * strides[j], as the module states it."""
     grid, box = (5, 6, 7), (2, 4, 2)
-    counts, found = counts_of(grid, box), positions_of(grid, box)
+    counts, found = attn_counts(grid, box), attn_positions(grid, box)
     for number in range(prod(counts)):
         for row in range(prod(box)):
             place = [
@@ -258,8 +259,8 @@ def test_rows_of_a_box_follow_the_formula() -> None:
 
 
 def test_a_flat_image_gets_flat_boxes() -> None:
-    assert box_of(128, (4, 1000)) == (4, 32)
-    assert box_of(64, (1, 1, 4096)) == (1, 1, 64)
+    assert attn_box(128, (4, 1000)) == (4, 32)
+    assert attn_box(64, (1, 1, 4096)) == (1, 1, 64)
 
 
 def test_a_decision_is_remembered() -> None:
