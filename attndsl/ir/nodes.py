@@ -19,7 +19,8 @@ class Node:
     args    argument nodes
     attr    what a leaf names: the constant, index, size, parameter or tensor
     kind    "bool", "int" or "float"
-    varies  the indices that the value depends on: of "b", "h", "q", "k", "d", "score", "out"
+    varies  the indices that the value depends on: of "b", "h", "q", "k", "d", "score", "out", and
+            of "i", "j" in a select
     """
 
     op: str
@@ -72,7 +73,9 @@ def indices_of(op: str, args: tuple[Node, ...], attr: Attribute) -> frozenset[st
         found |= {"b", "h", "q"}
     if op == "chosen":
         found |= {"b", "h", "q", "k"}
-    return found
+    if op == "pooled":
+        found |= {"b", "h", "d", "i" if str(attr).startswith("query") else "j"}
+    return found - {"d"} if op == "total" else found
 
 
 _TOKEN = object()
@@ -138,6 +141,19 @@ def lookup(tensor: str, kind: Kind, *indices: Node) -> Node:
 
 def dot(tensor: str, *indices: Node) -> Node:
     return make("dot", *indices, attr=tensor, kind="float")
+
+
+def chosen(select: str) -> Node:
+    return make("chosen", attr=select, kind="bool")
+
+
+def pooled(vector: str) -> Node:
+    return make("pooled", attr=vector, kind="float")
+
+
+def total(node: Node) -> Node:
+    """The sum over the head dimension d."""
+    return make("total", node, kind="float")
 
 
 TRUE = constant(True)

@@ -83,7 +83,9 @@ def op(name: str, signatures: str, torch: Spelling, triton: Spelling | None = No
 # analysis, `grids.py`); size: "B" "H" "Hk" "G" "Nq" "Nk" "D" or a dimension that a tensor binds;
 # scalar: a parameter; lookup: a tensor (args: one int per dimension); dot: a tensor whose last
 # dimension is D (args: the other indices); bound: an end of a tile, summary: the least or greatest
-# entry of one, both made by the analysis; chosen: a select (args none).
+# entry of one, both made by the analysis; chosen: a select (args none). In the rank of a select:
+# index "i" and "j"; pooled: element d of "query" or "key", or of "query_mean", "key_max", ..., over
+# the rows of a block; total: the sum over d (args: what is added).
 LEAVES: tuple[str, ...] = (
     "const",
     "index",
@@ -96,6 +98,8 @@ LEAVES: tuple[str, ...] = (
     "bound",
     "summary",
     "chosen",
+    "pooled",
+    "total",
 )
 
 OPS: dict[str, Op] = {

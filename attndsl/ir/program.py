@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from attndsl.ir.nodes import Node
 from attndsl.ir.ops import Kind
@@ -56,18 +57,68 @@ class Grid:
 
 @dataclass(frozen=True)
 class Select:
-    """A choice of blocks. Its own stage of the project fills this in; the place is kept here."""
+    """A choice of blocks of keys j, for every (b, h, i) with i = q // rows and j = k // columns.
+
+    rows, columns  int nodes that vary with nothing, at least 1
+    keep       "top" the `limit` highest ranks; "above" those over `limit`; "mass" the fewest
+               highest whose softmax adds up to `limit`; "given" what the tensor `given` lists
+    rank       float node over b, h, i, j, made of lookups and of `total`s over d of `pooled`
+               vectors; None where the choice is given
+    where      bool node over b, h, i, j: which blocks are candidates
+    limit      int node ("top") or float node over b, h, i; None where the choice is given
+    given      name of a tensor int[B, H or Hk, Ni, T], "" where there is none
+    per_group  whether query heads that share a key head choose together
+    """
 
     name: str
+    rows: Node
+    columns: Node
+    keep: Literal["top", "above", "mass", "given"]
+    rank: Node | None
+    where: Node
+    limit: Node | None
+    given: str = ""
+    per_group: bool = False
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A bool tensor over blocks, `table` [B, H or Hk, Ni, Nj], and its sums over rectangles: the
+    int tensor `sums` [B, H or Hk, Ni + 1, Nj + 1] counts in [b, h, i, j] the true entries of
+    table[b, h, :i, :j]. Made by the compiler (`transform/route.py`)."""
+
+    table: str
+    sums: str
+
+
+@dataclass(frozen=True)
+class Routed:
+    """Pairs that lists of blocks add to those of the program's mask: (q, k) takes part too where
+    the list of the query's row holds the key's block and `mask` is true, which is false where the
+    program's mask is true. Made by the compiler (`transform/route.py`).
+
+    lists      name of an int tensor [B, H or Hk, Nq, T]: of every row the numbers of blocks within
+               the call, the block of the first key being 0; -1 for none, none twice, in any order
+    columns    int node that varies with nothing: keys of a block, k // columns is its index
+    mask       bool node over b, h, q, k
+    per_group  whether the lists are those of key heads
+    """
+
+    lists: str
+    columns: Node
+    mask: Node
+    per_group: bool
 
 
 @dataclass(frozen=True)
 class Program:
     """A typed program.
 
-    mask     bool node over b, h, q, k (true where there is none)
+    mask     bool node over b, h, q, k (true where there is none); before routing it names selects
+             by `chosen` leaves
     score    float node over b, h, q, k and the raw `score`; just that where there is no statement
     output   float node over `out`, b, h, q, d; None where there is none
+    counted, routed   what became of the selects, see `transform/route.py`
     consts   the values of const parameters, for people to read
     origins  node -> places in the user's text; no part of the program's identity
     """
@@ -80,6 +131,8 @@ class Program:
     output: Node | None
     grid: Grid | None = None
     selects: tuple[Select, ...] = ()
+    counted: tuple[Counted, ...] = ()
+    routed: Routed | None = None
     consts: tuple[tuple[str, bool | int | float], ...] = ()
     doc: str = field(default="", compare=False)
     origins: dict[Node, tuple[Span, ...]] = field(default_factory=dict, compare=False, repr=False)
@@ -92,6 +145,9 @@ class Program:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return tuple(p for p in self.parameters if isinstance(p, Tensor))
+
+    def select(self, name: str) -> Select:
+        return next(s for s in self.selects if s.name == name)
 
     def tensor(self, name: str) -> Tensor:
         return next(t for t in self.tensors if t.name == name)

@@ -18,10 +18,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 from attndsl.ir.nodes import Attribute, Node, make, topological
 from attndsl.ir.ops import OPS, Kind
-from attndsl.ir.program import Grid, Program, Scalar, Tensor, Weights
+from attndsl.ir.program import (
+    Counted,
+    Grid,
+    Program,
+    Routed,
+    Scalar,
+    Select,
+    Tensor,
+    Weights,
+)
 
 HEADER = "attndsl-ir 1"
 
@@ -33,6 +43,11 @@ def roots(program: Program) -> list[Node]:
         found += tensor.dims
     if program.grid is not None:
         found += [*program.grid.extents, program.grid.start]
+    for select in program.selects:
+        found += [select.rows, select.columns, select.where]
+        found += [node for node in (select.rank, select.limit) if node]
+    if program.routed is not None:
+        found += [program.routed.columns, program.routed.mask]
     found += [program.mask, program.score]
     found += [n for n in (program.weights.value, program.weights.sink, program.output) if n]
     return found
@@ -56,6 +71,18 @@ def dump(program: Program) -> str:
         grid = program.grid
         axes = " ".join(f"{a} {numbers[e]}" for a, e in zip(grid.axes, grid.extents, strict=True))
         rows.append(f"grid {numbers[grid.start]} {axes}")
+    for select in program.selects:
+        nodes = (select.rows, select.columns, select.where, select.rank, select.limit)
+        words = [numbers[node] if node else "-" for node in nodes]
+        group = "group" if select.per_group else "head"
+        ending = " ".join([*words, select.given or "-"])
+        rows.append(f"select {select.name} {select.keep} {group} {ending}")
+    rows += [f"counted {counted.table} {counted.sums}" for counted in program.counted]
+    if program.routed is not None:
+        routed = program.routed
+        group = "group" if routed.per_group else "head"
+        numbered = f"{numbers[routed.columns]} {numbers[routed.mask]}"
+        rows.append(f"routed {routed.lists} {group} {numbered}")
     rows += [f"mask {numbers[program.mask]}", f"score {numbers[program.score]}"]
     weights = program.weights
     operand = weights.value or weights.sink
@@ -85,6 +112,9 @@ def parse(text: str) -> Program:
     fields: dict[str, list[str]] = {}
     parameters: list[Scalar | Tensor] = []
     consts: list[tuple[str, bool | int | float]] = []
+    selects: list[Select] = []
+    counted: list[Counted] = []
+    routed: Routed | None = None
     for words in split(lines):
         match words:
             case [number, "=", *rest]:
@@ -97,11 +127,18 @@ def parse(text: str) -> Program:
                 parameters.append(Scalar(name, read_kind(kind), read_value(default)))
             case ["tensor", name, kind, *dims]:
                 parameters.append(Tensor(name, read_kind(kind), tuple(nodes[d] for d in dims)))
+            case ["select", *rest]:
+                selects.append(read_select(rest, nodes))
+            case ["counted", table, sums]:
+                counted.append(Counted(table, sums))
+            case ["routed", lists, group, columns, mask]:
+                routed = Routed(lists, nodes[columns], nodes[mask], group == "group")
             case [key, *rest] if key in ("program", "grid", "mask", "score", "weights", "output"):
                 fields[key] = rest
             case _:
                 raise ValueError(f"not a line of a program: {' '.join(words)}")
-    return assemble(nodes, fields, tuple(parameters), tuple(consts))
+    program = assemble(nodes, fields, tuple(parameters), tuple(consts))
+    return replace(program, selects=tuple(selects), counted=tuple(counted), routed=routed)
 
 
 def split(lines: Iterator[str]) -> Iterator[list[str]]:
@@ -133,6 +170,23 @@ def assemble(
         output=nodes[fields["output"][0]] if "output" in fields else None,
         grid=grid,
         consts=consts,
+    )
+
+
+def read_select(words: list[str], nodes: dict[str, Node]) -> Select:
+    name, keep, group, rows, columns, where, rank, limit, given = words
+    if keep not in ("top", "above", "mass", "given"):
+        raise ValueError(f"not a way to keep: {keep}")
+    return Select(
+        name,
+        nodes[rows],
+        nodes[columns],
+        keep,  # type: ignore[arg-type]
+        None if rank == "-" else nodes[rank],
+        nodes[where],
+        None if limit == "-" else nodes[limit],
+        "" if given == "-" else given,
+        group == "group",
     )
 
 

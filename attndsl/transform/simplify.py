@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable
 
 from attndsl.ir.nodes import FALSE, OUT, TRUE, Node, constant, is_const, make, rebuild
+from attndsl.ir.ops import OPS
 from attndsl.ir.program import Program, Tensor
 from attndsl.transform.fold import fold
 
@@ -37,6 +38,17 @@ def simplify(program: Program) -> Program:
         parameters=parameters,
         mask=visit(program.mask),
         score=visit(program.score),
+        selects=tuple(
+            dataclasses.replace(
+                select,
+                rows=visit(select.rows),
+                columns=visit(select.columns),
+                where=visit(select.where),
+                rank=visit(select.rank) if select.rank else None,
+                limit=visit(select.limit) if select.limit else None,
+            )
+            for select in program.selects
+        ),
         weights=dataclasses.replace(
             weights,
             value=visit(weights.value) if weights.value else None,
@@ -66,8 +78,8 @@ def simplified(root: Node, mapping: dict[Node, Node] | None = None) -> Node:
     done: dict[Node, Node] = {} if mapping is None else mapping
 
     def change(node: Node, args: tuple[Node, ...]) -> Node:
-        new = build(node.op, *args) if node.args and node.op not in ("lookup", "dot") else node
-        if node.op in ("lookup", "dot") and args != node.args:
+        new = build(node.op, *args) if node.args and not OPS[node.op].is_leaf else node
+        if OPS[node.op].is_leaf and args != node.args:
             new = make(node.op, *args, attr=node.attr, kind=node.kind)
         done[node] = new
         return new
