@@ -15,6 +15,7 @@ if (_root / "pyproject.toml").is_file():
 from attndsl.diagnostics import ArgumentError, Diagnostic, ProgramError  # noqa: E402
 from attndsl.driver import compile  # noqa: E402
 from attndsl.runtime.attention import Attention  # noqa: E402
+from attndsl.runtime.merge import merge  # noqa: E402
 
 __all__ = [
     "ArgumentError",
@@ -23,4 +24,5 @@ __all__ = [
     "ProgramError",
     "__version__",
     "compile",
+    "merge",
 ]

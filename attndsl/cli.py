@@ -385,19 +385,16 @@ def _run(options: argparse.Namespace) -> int:
 def _explain(options: argparse.Namespace) -> int:
     from attndsl.report.arguments import random_parameters
     from attndsl.report.explain import describe
-    from attndsl.report.requests import request_for, target_here
-    from attndsl.runtime import views
-    from attndsl.runtime.arguments import slots_of
+    from attndsl.report.requests import target_here
+    from attndsl.report.routed_call import shown_call
 
     attention, sizes = _load(options), _sizes(options)
-    program, dtype = attention.program, DTYPES[options.dtype]
-    drawn = random_parameters(program, sizes, dict(options.set), seed=options.seed)
+    drawn = random_parameters(attention.program, sizes, dict(options.set), seed=options.seed)
     named = {name: size for name, size in sizes.named.items() if name != "G"}
-    offsets = (sizes.q_offset, sizes.k_offset)
-    seen = views.view(program, slots_of(program), named, *offsets, None, drawn)
+    shown = shown_call(attention.program, named, sizes.q_offset, sizes.k_offset, None, drawn)
     target = options.target or target_here(attention)
-    request = request_for(program, target, dtype, sizes.head_dim, sizes.value_dim)
-    print(describe(program, seen, request))
+    widths = (sizes.head_dim, sizes.value_dim)
+    print(describe(shown, target, DTYPES[options.dtype], *widths))
     return FINE
 
 

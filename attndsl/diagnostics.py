@@ -31,12 +31,14 @@ CODES: dict[str, str] = {
     "E111": "wrong lookup",
     "E112": "no attention, or which one",
     "E113": "constant is wrong",
-    "E114": "not supported yet",
+    "E114": "wrong select",
+    "E115": "vectors and numbers do not fit",
     # facts
     "W201": "lookup may fall outside its tensor",
     "W202": "mask is never true",
     "W203": "parameter has no effect",
     "W204": "part of the mask has no effect",
+    "W206": "choice is not used",
     # asked for by `check --causal`
     "E201": "a query reads a later key",
     "W205": "not proved to be causal",

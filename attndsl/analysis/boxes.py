@@ -7,8 +7,9 @@ from functools import reduce
 from types import MappingProxyType
 
 from attndsl.analysis import build, predicates
+from attndsl.analysis.counted import NO_TABLES, Tables
 from attndsl.analysis.floats import float_value, is_finite
-from attndsl.analysis.intervals import Ranges, may_wrap
+from attndsl.analysis.intervals import Ranges, may_wrap, may_wrap_usually
 from attndsl.analysis.linear import Linear, Term, form_range, linear, written
 from attndsl.analysis.predicates import (
     All,
@@ -39,7 +40,8 @@ class Box:
     """A rectangle: q in [q_ends], k in [k_ends], both inclusive; b and h are fixed.
 
     An end None has no limit. Of the nodes in `unknown` nothing is claimed. `coordinates` has the
-    ends of index nodes such as "q.y" (`grids.py`). Values and truths are found once for each node.
+    ends of index nodes such as "q.y" (`grids.py`), `tables` those that are counted. Values and
+    truths are found once for each node.
     """
 
     def __init__(
@@ -49,9 +51,10 @@ class Box:
         summary: Summary = no_summary,
         unknown: frozenset[Node] = NOTHING,
         coordinates: Mapping[str, Ends] = NO_COORDINATES,
+        tables: Tables = NO_TABLES,
     ) -> None:
         self.ends = {"q": q_ends, "k": k_ends, **coordinates}
-        self.summary, self.unknown = summary, unknown
+        self.summary, self.unknown, self.tables = summary, unknown, tables
         self.ranges = Ranges()
         self._values: dict[Node, Value] = {}
         self._truths: dict[int, tuple[Predicate, Truth]] = {}
@@ -236,6 +239,8 @@ class Box:
         if node in self.unknown:
             return MAYBE
         if node.op == "lookup":
+            if node.name in self.tables:
+                return self._rectangle(node)
             found = self.summary(node)
             return found if isinstance(found, Truth) else MAYBE
         if node.op not in ("lt", "le", "eq", "ne") or node.args[0].kind != "float":
@@ -250,6 +255,24 @@ class Box:
         if node.op == "eq":
             return Truth(meet, FALSE)
         return Truth(TRUE, build.negation(meet))
+
+    def _rectangle(self, node: Node) -> Truth:
+        """A counted table, by the indices that the box has of blocks."""
+        *outer, row, column = node.args
+        if not all(map(is_fixed, outer)):
+            return MAYBE
+        return self.tables[node.name].truth(outer, self._indices(row), self._indices(column))
+
+    def _indices(self, index: Node) -> Value:
+        """The interval of an index, where neither it nor an end leaves 64 bits."""
+        value = self.value(index)
+        computed = [node for node in (index, value.lo, value.hi) if node is not None]
+        if any(map(may_wrap_usually, computed)):
+            return UNKNOWN
+        if not any(map(may_wrap, computed)):
+            return value
+        fits, _ = predicates.entries_fit(index)
+        return Value(value.lo, value.hi, build.both(value.sound, self.truth(fits).certain))
 
 
 def _ordered(op: str, x: Value, y: Value) -> Truth:

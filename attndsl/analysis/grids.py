@@ -10,6 +10,7 @@ and as many rows and columns as the product of the extents.
 from __future__ import annotations
 
 from attndsl.analysis.boxes import Box, Summary, no_summary
+from attndsl.analysis.counted import NO_TABLES, Tables
 from attndsl.analysis.facts import TileFacts
 from attndsl.analysis.predicates import normal_form
 from attndsl.ir.nodes import Node, bound, constant, find, index, make, rebuild, with_args
@@ -23,6 +24,8 @@ def is_boxable(program: Program) -> bool:
     """Whether tiles can be boxes, for some call, and the mask reads coordinates: what it says about
     positions alone is as good in their order."""
     grid = program.grid
+    if program.routed is not None:  # the keys of a block are a run of positions
+        return False
     if grid is None or len(grid.axes) < 2 or grid.start.varies or find(grid.start, "lookup"):
         return False
     if grid.start.op == "const" and grid.start.value != 0:
@@ -30,11 +33,14 @@ def is_boxable(program: Program) -> bool:
     return any("." in node.name for node in find(coordinated(grid, program.mask), "index"))
 
 
-def classify_boxes(grid: Grid, mask: Node, summary: Summary = no_summary) -> TileFacts:
+def classify_boxes(
+    grid: Grid, mask: Node, summary: Summary = no_summary, tables: Tables = NO_TABLES
+) -> TileFacts:
     """Facts of the tile of two boxes, over `bound("q_<axis>_lo")`, `bound("q_<axis>_hi")`, those of
     k, and what `classify` has.
 
     summary  what is known of lookups that vary with q or k (`summaries.summarise`), of a box
+    tables   those whose entries are counted (`counted.counted_tables`)
 
     >>> from attndsl.ir.nodes import scalar
     >>> grid = Grid(("y", "x"), (scalar("h", "int"), constant(8)), constant(0))
@@ -48,7 +54,7 @@ def classify_boxes(grid: Grid, mask: Node, summary: Summary = no_summary) -> Til
         for axis in grid.axes
     }
     q_ends, k_ends = ((bound(f"{p}_lo"), bound(f"{p}_hi")) for p in POSITIONS)
-    box = Box(q_ends, k_ends, summary, coordinates=ends)
+    box = Box(q_ends, k_ends, summary, coordinates=ends, tables=tables)
     truth = box.truth(normal_form(coordinated(grid, mask)))
     return TileFacts(truth.possible, truth.certain)
 

@@ -242,11 +242,11 @@ def _compared(node: Node, wanted: bool) -> Predicate:
     unknown = Opaque(node, not wanted)
     if may_wrap_usually(node) or may_wrap_usually(written(form)):
         return unknown
-    return choice(*_entries_fit(node), compared, unknown, is_usual=True)
+    return choice(*entries_fit(node), compared, unknown, is_usual=True)
 
 
-def _entries_fit(root: Node) -> tuple[Predicate, Predicate]:
-    """That the entries of tables that a comparison computes with fit 32 bits, and its negation."""
+def entries_fit(root: Node) -> tuple[Predicate, Predicate]:
+    """That the entries of tables that a node computes with fit 32 bits, and its negation."""
     low, high = map(int, INT32)
     forms: list[Linear] = []
     for node in find(root, "lookup"):

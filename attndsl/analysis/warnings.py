@@ -25,14 +25,16 @@ from attndsl.analysis.predicates import (
 )
 from attndsl.analysis.samples import samples
 from attndsl.diagnostics import Diagnostic
-from attndsl.ir.nodes import FALSE, TRUE, Node, make, scalar, substitute, topological
+from attndsl.ir.nodes import FALSE, TRUE, Node, chosen, find, make, scalar, substitute, topological
 from attndsl.ir.program import Program, Scalar
 from attndsl.source import Span
 
 
 def warnings_of(program: Program) -> list[Diagnostic]:
-    """Warnings W201 to W204, in the order of the text. One without a place is left out."""
+    """Warnings W201 to W204 and W206, in the order of the text. One without a place is left out.
+    Of lookups in selects nothing is said: what is outside of tables of blocks gives 0."""
     found = [*lookup_warnings(program), *mask_warnings(program), *parameter_warnings(program)]
+    found += select_warnings(program)
     return sorted(found, key=lambda d: d.span.start)
 
 
@@ -160,6 +162,19 @@ def is_always_true(mask: Node) -> bool:
     return is_impossible(negative)
 
 
+def select_warnings(program: Program) -> list[Diagnostic]:
+    """W206: selects that the mask does not mention."""
+    used = {node.name for node in find(program.mask, "chosen")}
+    found = []
+    for select in program.selects:
+        span = place(program, chosen(select.name))
+        if select.name not in used and span is not None:
+            message = f"no mask depends on what `{select.name}` chooses"
+            hint = f"write for example `mask {select.name}`, or remove the select"
+            found.append(Diagnostic("W206", message, span, hint))
+    return found
+
+
 def parameter_warnings(program: Program) -> list[Diagnostic]:
     """Parameters that no statement uses, nor the grid, nor the shape of a tensor that one uses; and
     those that the mask alone uses, without a pair that depends on them."""
@@ -225,7 +240,10 @@ def _used_names(program: Program) -> set[str]:
     ]
     if program.grid is not None:
         roots += [*program.grid.extents, program.grid.start]
+    for select in program.selects:
+        roots += [select.rows, select.columns, select.rank, select.where, select.limit]
     used = _names(*(root for root in roots if root is not None))
+    used |= {select.given for select in program.selects}
     for tensor in program.tensors:
         if tensor.name in used:
             used |= _names(*tensor.dims)

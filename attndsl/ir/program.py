@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from attndsl.ir.nodes import Node
+from attndsl.ir.nodes import TRUE, Node
 from attndsl.ir.ops import Kind
 from attndsl.source import Span
 
@@ -85,10 +85,12 @@ class Select:
 class Counted:
     """A bool tensor over blocks, `table` [B, H or Hk, Ni, Nj], and its sums over rectangles: the
     int tensor `sums` [B, H or Hk, Ni + 1, Nj + 1] counts in [b, h, i, j] the true entries of
-    table[b, h, :i, :j]. Made by the compiler (`transform/route.py`)."""
+    table[b, h, :i, :j]. `where` is a bool node over b, h, q, k: true wherever the table is. Made by
+    the compiler (`transform/route.py`)."""
 
     table: str
     sums: str
+    where: Node = TRUE
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,14 @@ class Routed:
     columns    int node that varies with nothing: keys of a block, k // columns is its index
     mask       bool node over b, h, q, k
     per_group  whether the lists are those of key heads
+    where      bool node over b, h, q, k: true for all that a list can hold
     """
 
     lists: str
     columns: Node
     mask: Node
     per_group: bool
+    where: Node = TRUE
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,9 @@ def roots(program: Program) -> list[Node]:
     for select in program.selects:
         found += [select.rows, select.columns, select.where]
         found += [node for node in (select.rank, select.limit) if node]
+    found += [counted.where for counted in program.counted]
     if program.routed is not None:
-        found += [program.routed.columns, program.routed.mask]
+        found += [program.routed.columns, program.routed.mask, program.routed.where]
     found += [program.mask, program.score]
     found += [n for n in (program.weights.value, program.weights.sink, program.output) if n]
     return found
@@ -77,12 +78,13 @@ def dump(program: Program) -> str:
         group = "group" if select.per_group else "head"
         ending = " ".join([*words, select.given or "-"])
         rows.append(f"select {select.name} {select.keep} {group} {ending}")
-    rows += [f"counted {counted.table} {counted.sums}" for counted in program.counted]
+    for counted in program.counted:
+        rows.append(f"counted {counted.table} {counted.sums} {numbers[counted.where]}")
     if program.routed is not None:
         routed = program.routed
         group = "group" if routed.per_group else "head"
-        numbered = f"{numbers[routed.columns]} {numbers[routed.mask]}"
-        rows.append(f"routed {routed.lists} {group} {numbered}")
+        ending = " ".join(numbers[n] for n in (routed.columns, routed.mask, routed.where))
+        rows.append(f"routed {routed.lists} {group} {ending}")
     rows += [f"mask {numbers[program.mask]}", f"score {numbers[program.score]}"]
     weights = program.weights
     operand = weights.value or weights.sink
@@ -129,10 +131,11 @@ def parse(text: str) -> Program:
                 parameters.append(Tensor(name, read_kind(kind), tuple(nodes[d] for d in dims)))
             case ["select", *rest]:
                 selects.append(read_select(rest, nodes))
-            case ["counted", table, sums]:
-                counted.append(Counted(table, sums))
-            case ["routed", lists, group, columns, mask]:
-                routed = Routed(lists, nodes[columns], nodes[mask], group == "group")
+            case ["counted", table, sums, where]:
+                counted.append(Counted(table, sums, nodes[where]))
+            case ["routed", lists, group, columns, mask, where]:
+                parts = (nodes[columns], nodes[mask], group == "group", nodes[where])
+                routed = Routed(lists, *parts)
             case [key, *rest] if key in ("program", "grid", "mask", "score", "weights", "output"):
                 fields[key] = rest
             case _:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from attndsl.ir.nodes import Node, topological
+from attndsl.ir.nodes import Node, is_const, topological
 from attndsl.plan.kernel_plan import Chunk, Config, Request
 
 LONG_MASK = 4  # nodes of a mask that differ from pair to pair; one that has more counts as work
@@ -99,6 +99,26 @@ def lighter(found: tuple[Config, Config, Config], by: int) -> tuple[Config, Conf
         replace(forward, block_n=max(forward.block_n // by, NARROWEST)),
         replace(dq, block_n=max(dq.block_n // by, NARROWEST)),
         replace(dkv, block_m=max(dkv.block_m // by, NARROWEST)),
+    )
+
+
+def fitted(
+    request: Request, columns: Node, found: tuple[Config, Config, Config]
+) -> tuple[Config, Config, Config]:
+    """Configurations whose tiles are not wider than a block of so many keys needs, where a constant
+    says how many: such a tile holds the keys of one block."""
+    if request.backend == "torch" or not is_const(columns):
+        return found
+    width = NARROWEST
+    while width < columns.value:
+        width *= 2
+    forward, dq, dkv = found
+    # The product of keys and queries is transposed in dkv: wgmma takes 64 of its rows.
+    least = 64 if request.target == "sm_90" else NARROWEST
+    return (
+        replace(forward, block_n=min(forward.block_n, width)),
+        replace(dq, block_n=min(dq.block_n, width)),
+        replace(dkv, block_n=min(dkv.block_n, max(width, least))),
     )
 
 

@@ -10,7 +10,7 @@ from attndsl.analysis.facts import Segment as Segment
 from attndsl.analysis.facts import TileFacts as TileFacts
 from attndsl.analysis.summaries import Summary as Summary
 from attndsl.ir.nodes import Node, topological
-from attndsl.ir.program import Grid, Program
+from attndsl.ir.program import Grid, Program, Routed
 
 Level = Literal["program", "row", "column", "pair"]
 Strategy = Literal["ranges", "lists"]
@@ -116,6 +116,12 @@ class KernelPlan:
                    nothing, `tile` is over the ends of coordinates too (`analysis/grids.py`), and
                    the strategy is "lists"
     mask_varies    the indices of "b", "h", "q", "k" that the mask depends on
+    routed         of a program with `routed`, the plan of the pairs that its lists add: the same
+                   program with that mask and no lists, for the same request. The two masks are
+                   disjoint: kernels compute each part, and merge the results
+    gathered       of such a plan, what it was made of: its tiles hold the queries whose lists name
+                   one block, and the keys of that block. The facts of a tile are over the ends of
+                   both and have no summaries; a mask that holds for all that lists name is `true`
     """
 
     program: Program
@@ -140,6 +146,8 @@ class KernelPlan:
     forward: Config
     backward_dq: Config
     backward_dkv: Config
+    routed: KernelPlan | None = None
+    gathered: Routed | None = None
 
     @property
     def mask_varies(self) -> frozenset[str]:

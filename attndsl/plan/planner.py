@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from attndsl.analysis.build import HIGHEST, LOWEST
+from attndsl.analysis.counted import counted_tables, limited_mask
 from attndsl.analysis.facts import Loss, Segment, TileFacts
 from attndsl.analysis.grids import classify_boxes
+from attndsl.analysis.implications import implies
 from attndsl.analysis.ranges import solve_keys, solve_queries
 from attndsl.analysis.summaries import Summarised, Summary, summarise
 from attndsl.analysis.tiles import classify
-from attndsl.ir.nodes import OUT, SCORE, Node, find, substitute, topological
+from attndsl.ir.nodes import OUT, SCORE, TRUE, Node, find, substitute, topological
 from attndsl.ir.program import Grid, Program
-from attndsl.plan.configs import chunks, configs, work_of
+from attndsl.plan.configs import chunks, configs, fitted, work_of
 from attndsl.plan.kernel_plan import KernelPlan, Leaf, Level, Request, Strategy
 from attndsl.transform.differentiate import differentiate
 from attndsl.transform.simplify import simplified
@@ -55,6 +57,28 @@ def plan(program: Program, request: Request) -> KernelPlan:
         forward=forward,
         backward_dq=backward_dq,
         backward_dkv=backward_dkv,
+        routed=routed_plan(program, request),
+    )
+
+
+def routed_plan(program: Program, request: Request) -> KernelPlan | None:
+    """The plan of the pairs that lists of blocks add; None where there are no lists."""
+    if program.routed is None:
+        return None
+    assert request.order == "linear", "the keys of a block are a run of positions"
+    routed = program.routed
+    mask = TRUE if implies(routed.where, routed.mask) else routed.mask
+    found = plan(replace(program, mask=mask, routed=None), request)
+    sizes = fitted(request, routed.columns, (found.forward, found.backward_dq, found.backward_dkv))
+    return replace(
+        found,
+        gathered=routed,
+        tile=classify(mask),
+        summaries=(),
+        strategy="ranges",
+        forward=sizes[0],
+        backward_dq=sizes[1],
+        backward_dkv=sizes[2],
     )
 
 
@@ -85,8 +109,9 @@ def tiles_of(program: Program, request: Request) -> Tiles:
         assert program.grid is not None and not moves
         return boxes_of(program, program.grid)
     summarised = summarise(program.mask, not moves)
-    facts = classify(summarised.mask, summarised.extremes)
-    keys, queries = solve_keys(program.mask), solve_queries(program.mask)
+    facts = classify(summarised.mask, summarised.extremes, tables=counted_tables(program))
+    limited = limited_mask(program)
+    keys, queries = solve_keys(limited), solve_queries(limited)
     losses = tuple(dict.fromkeys((*keys.losses, *queries.losses)))
     strategy = strategy_of(summarised, facts, losses)
     return Tiles(keys.segments, queries.segments, facts, summarised.summaries, strategy, losses)
@@ -97,7 +122,8 @@ def boxes_of(program: Program, grid: Grid) -> Tiles:
     a table by query and key would need a copy of it in the order of the boxes."""
     tables = [s.node for s in summarise(program.mask).summaries if len(s.axes) == 2]
     summarised = summarise(program.mask, are_rows_aligned=False)
-    facts = classify_boxes(grid, summarised.mask, summarised.extremes)
+    tables_of_blocks = counted_tables(program)
+    facts = classify_boxes(grid, summarised.mask, summarised.extremes, tables_of_blocks)
     losses = tuple(Loss(node, "boxes do not summarise a table by query and key") for node in tables)
     return Tiles(WHOLE, WHOLE, facts, summarised.summaries, "lists", losses)
 

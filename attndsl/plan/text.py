@@ -58,7 +58,12 @@ def dump(plan: KernelPlan) -> str:
             ("backward_dkv", plan.backward_dkv),
         )
     ]
-    return "\n".join([*rows, ""])
+    text = "\n".join([*rows, ""])
+    routed = plan.program.routed
+    if plan.routed is None or routed is None:
+        return text
+    per = "group" if routed.per_group else "head"
+    return f"{text}routed by {routed.lists} per {per}\n{dump(plan.routed)}"
 
 
 def roots(plan: KernelPlan) -> list[Node]:

@@ -85,7 +85,7 @@ def view_of(program: Program, sizes: Sizes, parameters: Mapping[str, Parameter])
 
 def tiles_of(program: Program, seen: View, block: tuple[int, int]) -> Tensor:
     """What `attn.tiles` says, whatever parameters are called."""
-    return classify_tiles(facts_of(program.mask, seen.is_aligned), seen, block)
+    return classify_tiles(facts_of(program, seen.is_aligned), seen, block)
 
 
 def cells_of(

@@ -8,30 +8,35 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from attndsl.analysis.grids import coordinated
+from attndsl.analysis.warnings import warnings_of
 from attndsl.diagnostics import Diagnostic
 from attndsl.ir.nodes import SCORE, Node, find, is_const
 from attndsl.ir.program import Program, Scalar
-from attndsl.plan.kernel_plan import Config, KernelPlan, Request
+from attndsl.plan.kernel_plan import Config, KernelPlan
 from attndsl.report.boxes import box_example
 from attndsl.report.cost import preparation_lines
 from attndsl.report.formulas import formula
 from attndsl.report.orders import order_lines, plan_of_call
 from attndsl.report.ranges import box_lines, loss_lines, proof_lines, range_lines
 from attndsl.report.requests import request_for, target_here
+from attndsl.report.routed_call import Shown, routed_part, shown_call
+from attndsl.report.routing import Routing, attending_lines, choosing_lines, select_lines
 from attndsl.report.table import figure, share, table
 from attndsl.report.visits import MOST_ERROR, UNKNOWN, Visits, table_of_tiles, visits_of
-from attndsl.runtime import views
-from attndsl.runtime.arguments import slots_of
 from attndsl.runtime.dims import write_type
+from attndsl.runtime.order import Order
 from attndsl.runtime.segments import reach_of
 from attndsl.runtime.views import View
 
 if TYPE_CHECKING:
     from attndsl.runtime.attention import Attention
 
+Section = tuple[str, list[str]]  # title and lines
 USUAL_WIDTH = 64  # of a head, where nothing says it
+UNTOLD = "the tiles depend on what is chosen: give query= and key= to have them counted"
 LONGEST_LINE = 120  # characters
 LONGEST_TEXT = 400
 LABEL = re.compile(r" *(?P<name>\S+ {2,})?")  # what stands before a line's text
@@ -58,23 +63,24 @@ def explain(
     q_offset: object = 0,
     k_offset: object = 0,
     k_len: object = None,
+    query: Tensor | None = None,
+    key: Tensor | None = None,
     **parameters: object,
 ) -> str:
     """What a call of these sizes runs: `attn.explain(...)`. Takes what `attn.mask` takes; D is 64
-    unless it is given.
+    unless it is given. With query and key, what a program's selects choose is counted.
 
     The plan is that of the GPU at hand (sm_90 where there is none) in bfloat16, or of the CPU for
     `backend="torch"`. Raises ArgumentError.
     """
-    if D is None and not gives_width(attention.program, parameters):
+    if D is None and query is None and not gives_width(attention.program, parameters):
         D = USUAL_WIDTH
     sizes = {"Nq": Nq, "Nk": Nk, "B": B, "H": H, "Hk": Hk, "D": D}
-    slots = slots_of(attention.program)
-    seen = views.view(attention.program, slots, sizes, q_offset, k_offset, k_len, parameters)
-    target, width = target_here(attention), seen.sizes["D"]
+    given = (sizes, q_offset, k_offset, k_len, parameters)
+    shown = shown_call(attention.program, *given, query, key)
+    target, width = target_here(attention), shown.seen.sizes["D"]
     dtype = "float32" if target == "cpu" else "bfloat16"
-    request = request_for(attention.program, target, dtype, width, width)
-    return describe(attention.program, seen, request)
+    return describe(shown, target, dtype, width, width)
 
 
 def gives_width(program: Program, given: Mapping[str, object]) -> bool:
@@ -84,23 +90,26 @@ def gives_width(program: Program, given: Mapping[str, object]) -> bool:
 
 
 @torch.no_grad()
-def describe(program: Program, seen: View, request: Request) -> str:
-    """The whole report for the sizes and parameters of a view."""
-    from attndsl.analysis.warnings import warnings_of
-
+def describe(shown: Shown, target: str, dtype: str, width: int, value_width: int) -> str:
+    """The whole report for the sizes and parameters of a call."""
+    program, seen, routing = shown
+    request = request_for(program, target, dtype, width, value_width)
     plan, order = plan_of_call(program, request, seen)
-    found = list(visits_of(plan, seen))
-    sections = [
-        ("", program_lines(plan)),
-        needed_section(plan, seen),
-        ("proved", proof_lines(plan)),
-        ("order", order_lines(plan, seen, order)),
-        ("how tiles are found", strategy_lines(plan, seen, found[0].tests)),
-        (f"tiles {call_text(program, seen)}", tile_lines(plan, seen, found)),
-        ("what costs a better answer", cost_lines(plan, found)),
+    source = program if routing is None else routing.program
+    sections = [("", program_lines(source))]
+    if routing is not None:
+        sections.append(("choosing", choosing_lines(routing, seen)))
+        if routing.form == "lists":
+            added = routed_part(shown, request)
+            sections.append(("attending to what was chosen", attending_lines(routing, added)))
+        elif not routing.has_tiles:
+            sections.append(("attending to what was chosen", [UNTOLD]))
+    if has_tiles(shown):
+        sections += mask_sections(plan, seen, order, routing)
+    sections += [
         (f"kernels for {request.target}, {request.dtype}", kernel_lines(plan)),
         ("gradients", gradient_lines(plan)),
-        ("warnings", warning_lines(warnings_of(program))),
+        ("warnings", warning_lines(warnings_of(source))),
     ]
     parts = []
     for title, lines in sections:
@@ -109,6 +118,49 @@ def describe(program: Program, seen: View, request: Request) -> str:
             rows = [wrapped(f"  {line}" if title else line) for line in lines]
             parts.append("\n".join(head + rows))
     return "\n\n".join(parts)
+
+
+def has_tiles(shown: Shown) -> bool:
+    """Whether there is a mask beside what is chosen, and its tiles can be told."""
+    routing = shown.routing
+    if routing is None:
+        return True
+    if routing.form == "lists":
+        return not is_const(shown.program.mask, False)
+    return routing.has_tiles
+
+
+def mask_sections(
+    plan: KernelPlan, seen: View, order: Order, routing: Routing | None
+) -> list[Section]:
+    """How the tiles of a mask are found, and how many there are."""
+    found = list(visits_of(plan, seen))
+    source = plan.program if routing is None else routing.program
+    keys = () if plan.grid or routing is not None else plan.keys
+    about = "" if routing is None else about_mask(routing)
+    return [
+        ("the mask beside what is chosen", beside_lines(plan, routing)),
+        needed_section(plan, seen),
+        ("proved", proof_lines(source, keys)),
+        ("order", order_lines(plan, seen, order)),
+        ("how tiles are found", strategy_lines(plan, seen, found[0].tests)),
+        (f"tiles {call_text(source, seen)}{about}", tile_lines(plan, seen, found)),
+        ("what costs a better answer", cost_lines(plan, found)),
+    ]
+
+
+def beside_lines(plan: KernelPlan, routing: Routing | None) -> list[str]:
+    """The mask without what lists add, of which the next sections are."""
+    if routing is None or routing.form != "lists":
+        return []
+    return [cut(formula(plan.program.mask)), "the next sections are about it alone"]
+
+
+def about_mask(routing: Routing) -> str:
+    """What the tiles are those of, where that is not the whole mask of the call."""
+    if routing.form == "lists":
+        return ", beside what is chosen"
+    return "" if routing.is_known else ", at most: if every candidate were chosen"
 
 
 def needed_section(plan: KernelPlan, seen: View) -> tuple[str, list[str]]:
@@ -143,12 +195,11 @@ def warning_lines(warnings: Iterable[Diagnostic]) -> list[str]:
 # -- the program ----------------------------------------------------------------------------
 
 
-def program_lines(plan: KernelPlan) -> list[str]:
-    program = plan.program
+def program_lines(program: Program) -> list[str]:
     rows = [signature(program)]
     if program.doc:
         rows.append(program.doc.strip().splitlines()[0])
-    rows.append("")
+    rows += ["", *select_lines(program)]
     if not is_const(program.mask, True):
         rows.append(f"mask     {cut(formula(in_coordinates(program)))}")
     if program.score is not SCORE:

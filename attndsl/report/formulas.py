@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attndsl.ir.nodes import Node, topological
+from attndsl.ir.nodes import Node, index, lookup, rebuild, topological, with_args
 
 # The language's precedences, lowest first.
 CONDITION, OR, AND, NOT, COMPARE, SUM, PRODUCT, UNARY, POWER, ATOM = range(10)
@@ -24,6 +24,7 @@ INFIX: dict[str, tuple[str, int]] = {
     "or": ("or", OR),
 }
 CALLS = {"trunc": "int", "bool_to_int": "int"}
+D = index("d")
 
 Text = tuple[str, int]  # text and its precedence
 
@@ -50,6 +51,8 @@ def _text(node: Node, texts: Mapping[Node, Text], names: Mapping[str, str]) -> T
     if node.op in ("lookup", "dot"):
         looked_up = f"{node.name}[{', '.join(text for text, _ in args)}]"
         return (f"dot(query, {looked_up})" if node.op == "dot" else looked_up), ATOM
+    if node.op == "total":
+        return _total(node.args[0], names), ATOM
     if node.op == "to_float":
         return args[0]
     if node.op == "neg":
@@ -86,7 +89,24 @@ def _leaf(node: Node, names: Mapping[str, str]) -> Text:
         return node.op, ATOM
     if node.op == "bound":
         return names.get(node.name, node.name), ATOM
+    if node.op == "pooled":
+        vector, _, pooling = node.name.partition("_")
+        return f"{pooling}({vector})" if pooling else vector, ATOM
     return str(node.attr), ATOM
+
+
+def _total(vector: Node, names: Mapping[str, str]) -> str:
+    """`dot(x, y)` or `sum(x)`; vectors of tables are written without their last index."""
+    if vector.op == "mul" and all("d" in arg.varies for arg in vector.args):
+        x, y = (formula(rebuild(arg, _without_d), names) for arg in vector.args)
+        return f"dot({x}, {y})"
+    return f"sum({formula(rebuild(vector, _without_d), names)})"
+
+
+def _without_d(node: Node, args: tuple[Node, ...]) -> Node:
+    if node.op == "lookup" and args and args[-1] is D:
+        return lookup(node.name, node.kind, *args[:-1])
+    return with_args(node, args)
 
 
 def _number(value: bool | int | float) -> str:

@@ -118,10 +118,10 @@ def segment_lines(segment: Segment, names: Mapping[str, str]) -> Iterator[str]:
         yield f"  full   {whole}" if full != outer else "  full   all of them"
 
 
-def proof_lines(plan: KernelPlan) -> list[str]:
-    """What holds for every call, with what it assumes."""
+def proof_lines(program: Program, keys: Sequence[Segment]) -> list[str]:
+    """What holds for every call, with what it assumes; keys as in `proofs_of`."""
     rows = []
-    for proof in proofs_of(plan.program, () if plan.grid else plan.keys):
+    for proof in proofs_of(program, keys):
         first, *rest = proof.assumes or ("",)
         assumed = ", ".join([first, *(text.removeprefix("while ") for text in rest)])
         rows.append(f"{proof.what} {assumed}".rstrip())

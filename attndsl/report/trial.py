@@ -15,7 +15,7 @@ from attndsl.diagnostics import ArgumentError
 from attndsl.ir.nodes import find
 from attndsl.ir.program import Program
 from attndsl.ir.text import roots
-from attndsl.reference import Call, Evaluation, Number
+from attndsl.reference import Call, Evaluation, Number, chosen_pairs
 from attndsl.report.arguments import Parameter, Sizes, random_parameters
 from attndsl.report.progress import Progress, progress
 from attndsl.report.table import table
@@ -336,12 +336,17 @@ class Rows(Evaluation):
     """The reference for some query rows; the sizes that the program sees stay those of the call."""
 
     def __init__(self, program: Program, call: Call, block: range) -> None:
-        part = slice(block.start, block.stop)
+        part = self.part = slice(block.start, block.stop)
+        self.whole = call
         super().__init__(program, replace(call, query=call.query[:, :, part]))
         self.q = self.q[:, part]
         batches, heads, _, keys = self.shape
         self.shape = (batches, heads, len(block), keys)
         self.rows = batches * heads * len(block)
+
+    def chosen(self) -> dict[str, Tensor]:
+        """Chosen from all rows: blocks of queries may reach beyond these."""
+        return chosen_pairs(self.program, self.whole, self.part)
 
 
 def compare(

@@ -247,7 +247,7 @@ class Attention:
             parameters["block"], block = block, (128, 128)
         extent = views.take_block(block)
         seen = self._view(more, sizes, q_offset, k_offset, k_len, parameters)
-        facts = facts_of(self.program.mask, seen.is_aligned)
+        facts = facts_of(self.program, seen.is_aligned)
         return classify_tiles(facts, seen, extent)
 
     def _view(

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attndsl.analysis.counted import counted_tables, limited_mask
 from attndsl.analysis.facts import Segment, TileFacts
 from attndsl.analysis.ranges import solve_keys, solve_queries
 from attndsl.analysis.summaries import Summary, summarise
 from attndsl.analysis.tiles import classify
-from attndsl.ir.nodes import Node, find
+from attndsl.ir.nodes import find
+from attndsl.ir.program import Program
 from attndsl.reference import evaluate
 from attndsl.runtime.blocks import Blocks, common_values
 from attndsl.runtime.segments import Intervals, Reach, reach_of
@@ -39,14 +41,15 @@ class MaskFacts:
 
 
 @functools.lru_cache(maxsize=64)
-def facts_of(mask: Node, are_rows_aligned: bool) -> MaskFacts:
+def facts_of(program: Program, are_rows_aligned: bool) -> MaskFacts:
     """are_rows_aligned: whether every batch has the same offsets (`summaries.summarise`)."""
-    summarised = summarise(mask, are_rows_aligned)
+    summarised = summarise(program.mask, are_rows_aligned)
+    limited = limited_mask(program)
     return MaskFacts(
-        classify(summarised.mask, summarised.extremes),
+        classify(summarised.mask, summarised.extremes, tables=counted_tables(program)),
         summarised.summaries,
-        solve_keys(mask).segments,
-        solve_queries(mask).segments,
+        solve_keys(limited).segments,
+        solve_queries(limited).segments,
     )
 
 

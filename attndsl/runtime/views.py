@@ -87,6 +87,7 @@ def needed_by_mask(program: Program, given: Mapping[str, object]) -> frozenset[s
     """Names of the parameters that the mask reads, that bind a size which it reads, or that say
     how large a given tensor must be."""
     needed = {node.name for node in find(program.mask, "lookup", "scalar")}
+    needed |= {counted.sums for counted in program.counted if counted.table in needed}
     sizes = {node.name for node in find(program.mask, "size")}
     for tensor in program.tensors:
         if tensor.name in given or tensor.name in needed:

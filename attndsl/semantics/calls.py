@@ -218,9 +218,17 @@ def lookup_step(checker: Checker, expression: Lookup, scope: Scope) -> Step:
     is_allowed = checker.allow("lookup", expression.span, scope)
     if table is None or indices is None or not is_allowed:
         return WRONG
-    if not fits(checker, expression, table, len(table.tensor.dims), scope):
+    tensor = table.tensor
+    if scope.context.place.has_vectors:
+        for index, part in zip(indices, expression.indices, strict=True):
+            if "d" in index.varies:
+                message = f"an index must be a number, but `{shown(part.span)}` is a vector"
+                return checker.report("E115", part.span, scope, message)
+        if len(indices) == len(tensor.dims) - 1 and tensor.dims[-1] is names.SIZE_NODES["D"]:
+            return lookup(tensor.name, tensor.kind, *indices, names.INDEX_NODES["d"])
+    if not fits(checker, expression, table, len(tensor.dims), scope):
         return WRONG
-    return lookup(table.tensor.name, table.tensor.kind, *indices)
+    return lookup(tensor.name, tensor.kind, *indices)
 
 
 def named_table(checker: Checker, expression: Lookup, scope: Scope) -> Table | None:

@@ -16,7 +16,7 @@ from attndsl.semantics.scope import Context, Scope
 from attndsl.semantics.statements import lower_attention
 from attndsl.semantics.types import WRONG
 from attndsl.source import Source, Span
-from attndsl.syntax.ast import Attention, Let
+from attndsl.syntax.ast import Attention, Let, Select
 
 
 def analyse(
@@ -101,9 +101,9 @@ def check_definitions(module: Module, findings: Findings) -> None:
     """Checks every def of the file by itself, used or not, as far as its arguments allow."""
     elsewhere = {p.name.name for a in module.attentions for p in a.parameters}
     for attention in module.attentions:
-        elsewhere |= {s.name.name for s in attention.statements if isinstance(s, Let)}
+        elsewhere |= {s.name.name for s in attention.statements if isinstance(s, Let | Select)}
     checker = Checker(findings, elsewhere=frozenset(elsewhere))
-    context = Context(names.ANYWHERE, grid=WRONG)
+    context = Context(names.DEFINITION, grid=WRONG)
     for definition in module.own:
         if not definition.broken:
             symbols = {p.name: WRONG for p in definition.tree.parameters}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
-from attndsl.ir.nodes import Node
+from attndsl.ir.nodes import Node, pooled
 from attndsl.semantics import names
 from attndsl.semantics.arithmetic import WrongConstant
 from attndsl.semantics.findings import Findings, shown
@@ -27,14 +27,15 @@ class Checker:
 
     origins    node -> places in the text, filled on the way
     elsewhere  names that some attention of the file defines: for the hint when a def uses one
-    later      names that a `let` of the attention defines, maybe further down
+    later      names that a `let` or `select` of the attention defines, maybe further down: which
+               of the two, and where
     expansion  steps taken inside definitions so far; too many make it `is_exhausted`
     """
 
     findings: Findings
     origins: dict[Node, dict[Span, None]] = field(default_factory=dict)
     elsewhere: frozenset[str] = frozenset()
-    later: dict[str, Name] = field(default_factory=dict)
+    later: dict[str, tuple[str, Span]] = field(default_factory=dict)
     expansion: int = 0
     is_exhausted: bool = False
 
@@ -71,15 +72,29 @@ class Checker:
                 f"look it up, for example `{value.example}` (declared {value.declared})",
             )
         elif isinstance(value, Vector):
-            self.report(
-                "E106",
-                expression.span,
-                scope,
-                f"`{value.name}` is not available here",
-                "`dot(query, t[...])` is the only place for it: `score` already holds the product "
-                "of query and key",
-            )
+            if value.name in scope.context.place.singles:
+                return pooled(value.name)
+            self.report_vector(value, expression.span, scope)
         return None
+
+    def report_vector(self, value: Vector, span: Span, scope: Scope) -> Wrong:
+        """Reports `query`, `key` or `value` where it cannot stand alone."""
+        here, name = scope.context.place, value.name
+        code, message = "E106", f"`{name}` is not available here"
+        if here.blocks is None:
+            hint = (
+                "`dot(query, t[...])` is the only place for it: `score` already holds the product "
+                "of query and key"
+            )
+        elif name == "value":
+            hint = "blocks are chosen by `query` and `key`"
+        elif not here.has_vectors:
+            hint = "queries and keys are compared in `rank`"
+        else:
+            code, message = "E115", f"`{name}` alone is a block of rows here, not a vector"
+            single = "i = q" if name == "query" else "j = k"
+            hint = f"pool it: `mean({name})`; alone it stands where a block is one row: `{single}`"
+        return self.report(code, span, scope, message, hint)
 
     def number(self, value: Value, expression: Expression, scope: Scope, what: str) -> Node | None:
         """The value as an int or float node; a bool is reported. `what`: "`+` takes numbers"."""
@@ -116,8 +131,7 @@ class Checker:
         here = scope.context.place
         if token in here.allowed:
             return True
-        subject = "a lookup" if token == "lookup" else f"`{token}`"
-        message = f"{subject} is not available in {here.name}"
+        message = f"{names.words(token)} is not available in {here.name}"
         self.report(here.code, span, scope, message, names.why_not_here(token, here))
         return False
 
@@ -160,7 +174,7 @@ class Checker:
                 name.span,
                 scope,
                 f"`{name.name}` is not available in {context.place.name}: "
-                f"it uses {'a lookup' if token == 'lookup' else f'`{token}`'}",
+                f"it {'is' if is_choice(symbol) else 'uses'} {names.words(token)}",
                 names.why_not_here(token, context.place),
                 f"`{name.name}` is named on line {line}",
             )
@@ -183,8 +197,8 @@ class Checker:
             hint = "a def does not see the names of an attention: make it an argument of the def"
         elif not scope.is_def and name.name in self.later:
             message = f"`{name.name}` is used before it is defined"
-            line = self.later[name.name].span
-            hint = f"move its `let` up, from line {line.source.position(line.start)[0]}"
+            word, span = self.later[name.name]
+            hint = f"move its `{word}` up, from line {span.source.position(span.start)[0]}"
         else:
             message = f"there is no {what} called `{name.name}`"
             known = [*scope.symbols, *scope.module.visible]
@@ -203,3 +217,8 @@ class Checker:
         except WrongConstant as wrong:
             message = f"`{shown(expression.span)}`: {wrong.message}"
             return self.report(wrong.code, expression.span, scope, message, wrong.hint)
+
+
+def is_choice(symbol: Named) -> bool:
+    """Whether a name stands for a select itself."""
+    return isinstance(symbol.value, Node) and symbol.value.op == "chosen"

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from attndsl.ir.nodes import Node, topological
-from attndsl.semantics import calls, operators
+from attndsl.semantics import calls, operators, vectors
 from attndsl.semantics.checker import Checker, Step
+from attndsl.semantics.findings import Findings
 from attndsl.semantics.scope import Scope
 from attndsl.semantics.types import WRONG, Value
+from attndsl.source import Span
 from attndsl.syntax.ast import (
     Binary,
     Boolean,
@@ -66,6 +68,8 @@ def start(checker: Checker, expression: Expression, scope: Scope) -> Step:
             return calls.name_step(checker, expression, scope)
         case Coordinate():
             return calls.coordinate_step(checker, expression, scope)
+        case Call() if vectors.is_of_vectors(expression, scope):
+            return vectors.vector_step(checker, expression, scope)
         case Call():
             return calls.call_step(checker, expression, scope)
         case Lookup():
@@ -79,3 +83,17 @@ def depth(roots: Iterable[Node]) -> int:
     for node in topological(*roots):
         levels[node] = 1 + max((levels[arg] for arg in node.args), default=0)
     return max(levels.values(), default=0)
+
+
+def bounded(findings: Findings, node: Node, span: Span) -> Node | None:
+    """The node, unless it is nested too deeply to be written out, which is reported."""
+    levels = depth([node])
+    if levels <= MAX_DEPTH:
+        return node
+    findings.report(
+        "E005",
+        span,
+        f"this is nested {levels} operations deep; at most {MAX_DEPTH} are allowed",
+        "put brackets around groups of terms: `(a + b) + (c + d)` nests less than `a + b + c + d`",
+    )
+    return None

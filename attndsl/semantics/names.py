@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attndsl.diagnostics import did_you_mean
 from attndsl.ir.nodes import FALSE, TRUE, Node, constant, index, size
@@ -39,19 +39,29 @@ def why_reserved(name: str) -> str:
 class Place:
     """Where an expression stands and which of the restricted names it may use there.
 
-    `allowed` holds indices, "score", "out", "dot" (the function) and "lookup" (of a tensor).
+    `allowed` holds indices, "score", "out", "dot" (the function), "lookup" (of a tensor), "chosen"
+    (what a select chose) and "pooled" (vectors of queries and keys).
+
+    blocks   in a select, the names that the user gave to its two indices
+    singles  the vectors that stand there alone, because a block of theirs is a single row
     """
 
     name: str  # "a mask"
     allowed: frozenset[str]
     code: str = "E106"
+    blocks: tuple[str, str] | None = None
+    singles: frozenset[str] = frozenset()
+
+    @property
+    def has_vectors(self) -> bool:
+        return "pooled" in self.allowed
 
 
 def place(name: str, allowed: str, code: str = "E106") -> Place:
     return Place(name, frozenset(allowed.split()), code)
 
 
-MASK = place("a mask", "b h q k lookup")
+MASK = place("a mask", "b h q k lookup chosen")
 SCORE_PLACE = place("a score", "b h q k score dot lookup")
 WEIGHTS = place("weights", "b h q k score dot lookup")
 SINK = place("a sink", "b h q dot lookup")
@@ -59,7 +69,22 @@ OUTPUT = place("an output", "b h q d out dot lookup")
 EXTENT = place("the extent of a grid", "")
 START = place("the start of a grid", "b h lookup")
 DIMENSION = place("a dimension", "", code="E110")
-ANYWHERE = place("a let", "b h q k d score out dot lookup")
+ANYWHERE = place("a let", "b h q k d score out dot lookup chosen")
+# A def may be meant for any place: it is checked again where it is used.
+DEFINITION = replace(
+    place("a def", "b h q k d score out dot lookup pooled"), singles=frozenset(("query", "key"))
+)
+LENGTH_OF_BLOCK = "`m` is an int made of numbers, sizes and parameters"
+ROW_BLOCK = place("the first index of a select", "q", code="E114")
+COLUMN_BLOCK = place("the second index of a select", "k", code="E114")
+RANK = place("a rank", "b h lookup pooled")
+CANDIDATES = place("the `where` of a select", "b h lookup")
+LIMIT = place("`keep`", "b h lookup")
+
+
+def words(token: str) -> str:
+    """A restricted name for messages."""
+    return {"lookup": "a lookup", "chosen": "what a `select` chose"}.get(token, f"`{token}`")
 
 
 def why_not_here(token: str, here: Place) -> str:
@@ -68,6 +93,21 @@ def why_not_here(token: str, here: Place) -> str:
         return "a dimension is an expression over sizes and integer parameters"
     if here in (EXTENT, START):
         return "a grid is made of sizes and parameters"
+    if here is ROW_BLOCK or here is COLUMN_BLOCK:
+        position = "q" if here is ROW_BLOCK else "k"
+        return f"write `{position}` or `{position} // m`; {LENGTH_OF_BLOCK}"
+    if token == "chosen":
+        return "a `select` says which pairs take part: name it in a `mask`"
+    if here.blocks is not None:
+        if token in ("q", "k"):
+            what = "queries" if token == "q" else "keys"
+            return (
+                f"a select speaks of blocks: write `{here.blocks[token == 'k']}` for that of {what}"
+            )
+        if token == "dot":
+            return "queries and keys are compared in `rank`"
+        if token == "score":
+            return "blocks are chosen before scores are known: compare vectors in `rank`"
     if here is MASK and token in ("score", "dot"):
         return (
             "what is computed is known before scores are; to drop a pair by its score write "
@@ -102,8 +142,9 @@ FOREIGN: dict[str, str] = {
     "select": "write `a if condition else b`",
     "minimum": "write `min(a, b)`",
     "maximum": "write `max(a, b)`",
-    "sum": "sums over keys are made by `weights`",
-    "mean": "pooling stands in `select`",
+    "sum": "`sum(x)` stands in the `rank` of a `select`; sums over keys are made by `weights`",
+    "avg": "write `mean(query)`, in the `rank` of a `select`",
+    "mean": "pooling stands in the `rank` of a `select`",
     "softmax": "write the statement `weights softmax`",
     "ln": "write `log(x)`",
     "sign": "write `1 if x > 0 else (-1 if x < 0 else 0)`",

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from attndsl.ir.nodes import OUT, SCORE, TRUE, Node, constant
-from attndsl.ir.program import Grid, Program, Weights
+from attndsl.ir.nodes import OUT, SCORE, TRUE, Node, chosen, constant
+from attndsl.ir.program import Grid, Program, Select, Weights
 from attndsl.semantics import names
 from attndsl.semantics.arithmetic import int_value, joined, to_float
 from attndsl.semantics.checker import Checker
 from attndsl.semantics.findings import Findings, place, shown
-from attndsl.semantics.lower import MAX_DEPTH, depth, lower
+from attndsl.semantics.lower import bounded, lower
 from attndsl.semantics.modules import Module
 from attndsl.semantics.names import Place
 from attndsl.semantics.parameters import Constant, Parameters, is_new, lower_parameters
 from attndsl.semantics.scope import Context, Named, Scope
+from attndsl.semantics.selects import lower_select
 from attndsl.semantics.types import WRONG, Value, Wrong, kind_words
 from attndsl.semantics.walk import names_in
 from attndsl.source import Span
@@ -39,6 +40,7 @@ class Statements:
     out: Node = OUT
     scores_done: int = 0
     masks: list[Node] = field(default_factory=list)
+    selects: list[Select] = field(default_factory=list)
     weights: Weights = Weights()
     has_output: bool = False
     grid: Grid | Wrong | None = None
@@ -78,18 +80,7 @@ class Statements:
         return self.bounded(to_float(node), value.span)
 
     def bounded(self, node: Node, span: Span) -> Node | None:
-        """The node, unless it is nested too deeply to be written out."""
-        levels = depth([node])
-        if levels <= MAX_DEPTH:
-            return node
-        self.checker.findings.report(
-            "E005",
-            span,
-            f"this is nested {levels} operations deep; at most {MAX_DEPTH} are allowed",
-            "put brackets around groups of terms: `(a + b) + (c + d)` nests less than "
-            "`a + b + c + d`",
-        )
-        return None
+        return bounded(self.checker.findings, node, span)
 
     # -- statements -------------------------------------------------------------------------
 
@@ -171,14 +162,18 @@ class Statements:
             self.note(node, statement)
 
     def lower_select(self, statement: ast.Select) -> None:
-        self.checker.findings.report(
-            "E114",
-            statement.name.span,
-            "`select` is not supported yet",
-            "until then give the choice as a tensor, for example `chosen: bool[B, H, Nq, blocks]`",
-        )
-        if is_new(self.checker, self.module, statement.name, self.parameters):
-            self.parameters.symbols[statement.name.name] = WRONG
+        scope = self.scope(names.ANYWHERE)
+        found = lower_select(self.checker, statement, scope, self.parameters.first)
+        name = statement.name
+        if not is_new(self.checker, self.module, name, self.parameters):
+            return
+        if found is None:
+            self.parameters.symbols[name.name] = WRONG
+            return
+        self.selects.append(found)
+        value = chosen(name.name)
+        self.checker.origins.setdefault(value, {}).setdefault(name.span)
+        self.parameters.symbols[name.name] = Named(value, value, frozenset(("chosen",)), name.span)
 
     def note(self, node: Node, statement: ast.Statement) -> None:
         if node.op not in ("const", "index", "size", "score", "out"):
@@ -273,8 +268,9 @@ def lower_attention(
     findings: Findings, module: Module, attention: Attention, consts: Mapping[str, Constant]
 ) -> tuple[Program, Parameters]:
     """The program of an attention. It means something only where nothing was reported."""
-    lets = (s.name for s in attention.statements if isinstance(s, ast.Let | ast.Select))
-    checker = Checker(findings, later={name.name: name for name in lets})
+    named = (s for s in attention.statements if isinstance(s, ast.Let | ast.Select))
+    later = {s.name.name: (type(s).__name__.lower(), s.name.span) for s in named}
+    checker = Checker(findings, later=later)
     check_statements(attention, findings)
     parameters = lower_parameters(checker, module, attention, consts)
     statements = Statements(checker, module, attention, parameters)
@@ -288,6 +284,7 @@ def lower_attention(
         weights=statements.weights,
         output=statements.out if statements.has_output else None,
         grid=statements.grid if isinstance(statements.grid, Grid) else None,
+        selects=tuple(statements.selects),
         consts=tuple(parameters.consts),
         doc=attention.doc or module.tree.doc or "",
         origins={node: tuple(spans) for node, spans in checker.origins.items()},

@@ -23,7 +23,8 @@ from ..host import (
 from ..lines import Lines
 from ..scope import gradient_name, tensor_name, tuple_text
 from .block import Block, ranges_text
-from .forward import in_brackets, write_value
+from .forward import has_spans, in_brackets, write_value
+from .routed import RoutedBlock
 from .runs import Distances, is_window
 from .spans import ARGUMENTS
 
@@ -40,19 +41,19 @@ def write_backward(lines: Lines, plan: KernelPlan) -> None:
             f'"""Gradients of `{plan.program.name}`: query, key, value, then the tensors\'."""'
         )
         write_arguments(lines, plan)
-        gradients = [leaf.node for leaf in plan.leaves if is_pair(leaf)]
-        block = Block(lines, plan, backward_roots(plan), gradients)
-        block.write_call()
+        block = Block(lines, plan, backward_roots(plan, plan.grid is None), pair_nodes(plan))
+        block.write_inputs()
+        if has_spans(plan):
+            block.write_call()
         write_begin(lines, plan)
-        with block.parts(), block.blocks():
-            write_rows(lines, plan)
-            with block.chunks():
-                write_chunk(block)
-            if has_raw_gradient(plan):
-                rows = "(grad_rows * scale).view(*query_block.shape[:4], size_D)"
-                lines.add(f"grad_query_parts[here] += {rows}")
-            if has_own_dots(plan):
-                lines.add("grad_query_parts[here] += grad_dots")
+        if has_spans(plan):
+            write_loops(block)
+        if plan.routed is not None:
+            roots = backward_roots(plan, has_runs=False)
+            routed = RoutedBlock(lines, plan.routed, roots, pair_nodes(plan))
+            routed.write_call()
+            routed.write_flat("queries", "grad_query", "grad_raw")
+            write_loops(routed)
         for level in ("row", "column"):
             names = {leaf.node: name for leaf, name in summed_leaves(plan, level)}
             write_leaves(lines, plan, level, names)
@@ -70,6 +71,18 @@ def write_backward(lines: Lines, plan: KernelPlan) -> None:
         lines.add(")")
 
 
+def write_loops(block: Block) -> None:
+    """The gradients that pass through all pairs of a kind of blocks."""
+    with block.parts(), block.blocks():
+        write_rows(block)
+        with block.chunks():
+            write_chunk(block)
+        if has_raw_gradient(block.plan):
+            block.add_rows("grad_query", "(grad_rows * scale)")
+        if has_own_dots(block):
+            block.add_rows("grad_query", "grad_dots")
+
+
 def has_raw_gradient(plan: KernelPlan) -> bool:
     """Whether the weights depend on the raw score at all."""
     return not is_const(plan.raw_partial, 0.0)
@@ -80,12 +93,12 @@ def is_pair(leaf: Leaf) -> bool:
     return leaf.level == "pair" or (leaf.node.op == "dot" and leaf.level == "column")
 
 
-def has_own_dots(plan: KernelPlan) -> bool:
+def has_own_dots(block: Block) -> bool:
     """Whether what dots pass to the rows of a block is summed by itself first: rows that lie apart
     are no view of the query's gradient."""
-    return plan.grid is not None and any(
+    return not block.has_runs and any(
         leaf.node.op == "dot" and is_pair(leaf) and not is_const(leaf.partial, 0.0)
-        for leaf in plan.leaves
+        for leaf in block.plan.leaves
     )
 
 
@@ -111,18 +124,24 @@ def may_drop_by_score(plan: KernelPlan) -> bool:
     return plan.may_be_masked_by_score and not (plan.form == "softmax" and finite)
 
 
-def backward_roots(plan: KernelPlan) -> list[Node]:
-    return [plan.value, *value_partials(plan), *gathered_indices(plan)]
+def backward_roots(plan: KernelPlan, has_runs: bool) -> list[Node]:
+    """What the pairs of a chunk are computed from, besides the mask."""
+    return [plan.value, *value_partials(plan), *gathered_indices(plan, has_runs)]
 
 
-def gathered_indices(plan: KernelPlan) -> list[Node]:
+def pair_nodes(plan: KernelPlan) -> list[Node]:
+    """The lookups and dots that receive gradients pair by pair."""
+    return [leaf.node for leaf in plan.leaves if is_pair(leaf)]
+
+
+def gathered_indices(plan: KernelPlan, has_runs: bool) -> list[Node]:
     """The indices of leaves whose adjoints are scattered pair by pair."""
-    distances = Distances(plan)
+    distances = Distances(has_runs)
     return [
         arg
         for leaf in plan.leaves
         if is_pair(leaf)
-        and not is_window(plan, leaf.node)
+        and not (has_runs and is_window(leaf.node))
         and not distances.has_distance_index(leaf.node)
         for arg in leaf.node.args
     ]
@@ -153,12 +172,13 @@ def write_begin(lines: Lines, plan: KernelPlan) -> None:
             )
 
 
-def write_rows(lines: Lines, plan: KernelPlan) -> None:
+def write_rows(block: Block) -> None:
     """What a block of queries needs besides its scores."""
-    lines.add("grad_block = grad_raw_parts[here].flatten(2, 3).flatten(0, 1)")
+    lines, plan = block.lines, block.plan
+    lines.add(f"grad_block = {block.packed_rows('grad_raw')}")
     if has_raw_gradient(plan):
         lines.add("grad_rows = torch.zeros_like(packed)")
-    if has_own_dots(plan):
+    if has_own_dots(block):
         lines.add("grad_dots = torch.zeros_like(query_block)")
     if plan.form != "elementwise":
         lines.add(
@@ -176,7 +196,7 @@ def write_chunk(block: Block) -> None:
     """The gradients that pass through one chunk of pairs."""
     lines, plan = block.lines, block.plan
     partials = value_partials(plan)
-    texts = write_value(block, *partials, *gathered_indices(plan))
+    texts = write_value(block, *partials, *gathered_indices(plan, block.has_runs))
     lines.add("dropped = []")
     if may_drop_by_score(plan):
         logit = "weight" if plan.form == "softmax" else in_brackets(texts[len(partials) - 1])
@@ -234,7 +254,8 @@ def write_leaf(block: Block, leaf: Leaf) -> None:
         return
     lines.origin(plan.program, node)
     text = adjoint_text(block, leaf.partial)
-    row, column = ("start:stop", "first:end") if plan.grid is None else ("rows", "order[first:end]")
+    row = "start:stop" if block.has_runs else "rows"
+    column = "order[first:end]" if block.has_boxes else "first:end"
     for level, place, axis in (("row", row, -1), ("column", column, -2)):
         for other, name in summed_leaves(plan, level):
             if other is leaf:
@@ -244,7 +265,7 @@ def write_leaf(block: Block, leaf: Leaf) -> None:
         return
     wanted = node.name in plan.request.grads
     gradient = gradient_name(node.name) if wanted else "None"
-    if is_window(plan, node):
+    if block.is_window(node):
         ranges = ranges_text(node, "k_range")
         lines.add(f"attn_window_add({gradient}, {text}, {ranges})")
         return
@@ -255,7 +276,7 @@ def write_leaf(block: Block, leaf: Leaf) -> None:
         indices = tuple_text(tuple(block.pair.text(arg) for arg in node.args))
     if node.op == "dot":
         function = "attn_dot_diagonals_backward" if by_distance else "attn_dot_pair_backward"
-        grad_rows = "grad_dots" if has_own_dots(plan) else "grad_query_parts[here]"
+        grad_rows = "grad_dots" if has_own_dots(block) else "grad_query_parts[here]"
         lines.add(
             f"{function}({grad_rows}, {gradient}, {text}, "
             f"query_block, {tensor_name(node.name)}, {indices})"

@@ -67,6 +67,9 @@ def is_calm(value: Node) -> bool:
 class Block:
     """Writes the loops of one function, with every value at the outermost place possible."""
 
+    parts_text = "spans in run_spans"
+    chunks_text = "attn_chunks(span, columns, LEAST_COLUMNS)"
+
     def __init__(
         self,
         lines: Lines,
@@ -88,13 +91,13 @@ class Block:
         self.call = scope_printer(
             plan, leaves, self._dot, self._plainness, "call_", self._lookup("k_range")
         )
-        self._distances = Distances(plan)
+        self._distances = Distances(self.has_runs)
         self.part = self.row = self.pair = self.call
         used = frozenset[str]().union(*(root.varies for root in self.roots))
         self.used = used | plan.program.mask.varies
         self.used_outside_mask = used
         everything = topological(*self.roots, *self.gradients, plan.program.mask)
-        windows = [node for node in everything if is_window(plan, node)]
+        windows = [node for node in everything if self.is_window(node)]
         self.windows = frozenset[str]().union(*(node.varies for node in windows))
         mask = plan.program.mask
         self._has_mask_of_distance = not mask.varies & {"b", "h"} and self._distances.is_distance(
@@ -113,12 +116,21 @@ class Block:
         """Writes lookups of a block; `columns` names the range of key positions."""
 
         def text(node: Node, args: tuple[str, ...]) -> str:
-            if not is_window(self.plan, node):
+            if not self.is_window(node):
                 return lookup_text(self.plan, node, args)
             window = f"attn_window({tensor_name(node.name)}, {ranges_text(node, columns)}, g1 - g0)"
             return window + conversion_text(self.plan, node)
 
         return text
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether rows and columns are runs of positions, so that results of rows are views."""
+        return not self.has_boxes
+
+    def is_window(self, node: Node) -> bool:
+        """Whether a lookup is read as a slice."""
+        return self.has_runs and is_window(node)
 
     def is_distance_leaf(self, leaf: Node) -> bool:
         """Whether a lookup or dot is read once for each distance."""
@@ -128,8 +140,8 @@ class Block:
         """Whether a node is a Python number in the generated code."""
         return self._plainness.is_plain(node)
 
-    def write_call(self) -> None:
-        """Values that vary with nothing, and packed inputs."""
+    def write_inputs(self) -> None:
+        """Sets the packed inputs."""
         lines = self.lines
         if self.has_boxes:
             write_order(lines, self.plan)
@@ -139,6 +151,10 @@ class Block:
             f"keys = key.to(ACCUMULATOR).flatten(0, 1){columns}",
             f"values = value.to(ACCUMULATOR).flatten(0, 1){columns}",
         )
+
+    def write_call(self) -> None:
+        """Values that vary with nothing."""
+        lines = self.lines
         if self._has_mask_of_distance:
             lines.add("masks = {}  # by rows, distance of the first pair, and columns")
         self.call.define(lines, self._hoisted[CALL])
@@ -149,8 +165,8 @@ class Block:
         lines = self.lines
         if not self.plan.request.per_batch:
             self._write_shifts()
-        parts = f"run_spans(query, key, value, {ARGUMENTS})"
-        with lines.block(f"for (b0, b1, j0, j1, g0, g1), spans in {parts}:"):
+        parts = f"{self.parts_text}(query, key, value, {ARGUMENTS})"
+        with lines.block(f"for (b0, b1, j0, j1, g0, g1), {parts}:"):
             lines.add("n0, n1 = b0 * size_Hk + j0, (b1 - 1) * size_Hk + j1")
             if self.plan.request.per_batch:
                 self._write_shifts()
@@ -169,13 +185,17 @@ class Block:
                 )
             self.part = self.call.inner(prefix="part_")
             self.part.define(lines, self._hoisted[PART])
-            lines.add(
-                "scored = (n1 - n0) * (g1 - g0) * max(1, min(ROWS, size_Nq))",
-                "columns = min(ROOM // scored, size_Nk + LEAST_COLUMNS - 1)",
-                "columns = max(columns // LEAST_COLUMNS, 1) * LEAST_COLUMNS",
-                "buffer = torch.empty(scored * columns, dtype=ACCUMULATOR, device=query.device)",
-            )
+            self.write_part_end()
             yield
+
+    def write_part_end(self) -> None:
+        """What a part needs besides its indices: room for scores."""
+        self.lines.add(
+            "scored = (n1 - n0) * (g1 - g0) * max(1, min(ROWS, size_Nq))",
+            "columns = min(ROOM // scored, size_Nk + LEAST_COLUMNS - 1)",
+            "columns = max(columns // LEAST_COLUMNS, 1) * LEAST_COLUMNS",
+            "buffer = torch.empty(scored * columns, dtype=ACCUMULATOR, device=query.device)",
+        )
 
     def _write_shifts(self) -> None:
         """The positions of row 0 and column 0; in boxes, what `k_len` says instead."""
@@ -209,21 +229,34 @@ class Block:
             lines.add(
                 f"here = (slice(b0, b1), slice(j0, j1), slice(g0, g1), {rows})",
                 "query_block = queries[here]",
-                f"packed = (query_block * {self.scale}).flatten(2, 3).flatten(0, 1)",
             )
-            if "q" in self.windows:
-                lines.add("q_range = (start + q_shift, stop + q_shift)")
-            if "q" in self.used:
-                lines.add(f"q = {self.positions('start', 'stop', 'q', '[:, None]')}")
-            self.row = self.part.inner(prefix="row_")
-            self.row.define(lines, self._hoisted[ROW])
+            self.write_rows()
             yield
+
+    def write_rows(self) -> None:
+        """The values of a block's rows, from `query_block`."""
+        lines = self.lines
+        lines.add(f"packed = (query_block * {self.scale}).flatten(2, 3).flatten(0, 1)")
+        if "q" in self.windows:
+            lines.add("q_range = (start + q_shift, stop + q_shift)")
+        if "q" in self.used:
+            lines.add(f"q = {self.positions('start', 'stop', 'q', '[:, None]')}")
+        self.row = self.part.inner(prefix="row_")
+        self.row.define(lines, self._hoisted[ROW])
+
+    def packed_rows(self, name: str) -> str:
+        """The text of a block's rows of an array [.., Nq, elements], packed like its queries."""
+        return f"{name}_parts[here].flatten(2, 3).flatten(0, 1)"
+
+    def add_rows(self, name: str, text: str) -> None:
+        """Adds elements of the block's rows (of any shape) to rows of an array [.., Nq, D]."""
+        self.lines.add(f"{name}_parts[here] += {text}.view(*query_block.shape[:4], size_D)")
 
     @contextmanager
     def chunks(self) -> Iterator[None]:
         """The loop over chunks of keys: sets score (and `logits`, the same packed)."""
         lines = self.lines
-        with lines.block("for first, end, masked in attn_chunks(span, columns, LEAST_COLUMNS):"):
+        with lines.block(f"for first, end, masked in {self.chunks_text}:"):
             if "k" in self.windows:
                 lines.add("k_range = (first + k_shift, end + k_shift)")
             if "k" in self.used_outside_mask:
@@ -290,7 +323,7 @@ class Block:
         lines, mask = self.lines, self.plan.program.mask
         lines.origin(self.plan.program, mask)
         leaves = {("index", name): name for name in "bhq"} | {("index", "k"): "k_masked"}
-        lookups = [node for node in find(mask, "lookup") if is_window(self.plan, node)]
+        lookups = [node for node in find(mask, "lookup") if self.is_window(node)]
         if any("k" in node.varies for node in lookups):
             lines.add("k_open = (lo + k_shift, hi + k_shift)")
         if self.is_cut or "k" in mask.varies:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from attndsl.ir.nodes import SCORE, Node
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from attndsl.ir.nodes import SCORE, Node, is_const
 from attndsl.plan.kernel_plan import KernelPlan
 
 from ..host import write_arguments, write_output, write_sink
 from ..lines import Lines
 from .block import Block, is_calm, is_fresh
+from .routed import RoutedBlock
 from .spans import ARGUMENTS
 
 
@@ -19,18 +23,41 @@ def write_forward(lines: Lines, plan: KernelPlan) -> None:
         write_arguments(lines, plan)
         scale = "(scale * math.log2(math.e))" if has_binary_logits(plan) else "scale"
         block = Block(lines, plan, value_roots(plan), scale=scale)
-        block.write_call()
+        block.write_inputs()
+        if has_spans(plan):
+            block.write_call()
         write_results_begin(lines, plan)
-        with block.parts(), block.blocks():
-            names = {"softmax": "found = most = sums", "normalize": "found = stat_found"}
-            lines.add(f"{names.get(plan.form, 'found')} = None")
-            with block.chunks():
-                write_chunk(block)
-            write_block_end(lines, plan)
+        if has_spans(plan):
+            with write_blocks(block):
+                write_block_end(block)
+        if plan.routed is not None:
+            routed = RoutedBlock(lines, plan.routed, value_roots(plan), scale=scale)
+            routed.write_call()
+            routed.write_flat("queries", "raw", *(["stat"] if plan.form != "elementwise" else []))
+            with write_blocks(routed):
+                write_tile_end(lines, plan)
+            if plan.form == "normalize":
+                write_division(lines)
         write_sink(lines, plan)
         write_output(lines, plan)
         raw = "raw.to(query.dtype)" if plan.program.output else "raw.new_empty(0)"
         lines.add(f"return out.to(query.dtype), {raw}, stat")
+
+
+def has_spans(plan: KernelPlan) -> bool:
+    """Whether pairs can take part that no list names."""
+    return plan.routed is None or not is_const(plan.program.mask, False)
+
+
+@contextmanager
+def write_blocks(block: Block) -> Iterator[None]:
+    """The loops over blocks of queries: yields where `found` is what a block's pairs add up to."""
+    with block.parts(), block.blocks():
+        names = {"softmax": "found = most = sums", "normalize": "found = stat_found"}
+        block.lines.add(f"{names.get(block.plan.form, 'found')} = None")
+        with block.chunks():
+            write_chunk(block)
+        yield
 
 
 def has_binary_logits(plan: KernelPlan) -> bool:
@@ -118,18 +145,19 @@ def in_brackets(text: str) -> str:
     return text if text.isidentifier() or text.startswith("attn_tensor(") else f"({text})"
 
 
-def write_block_end(lines: Lines, plan: KernelPlan) -> None:
-    """Stores a block's rows."""
+def write_block_end(block: Block) -> None:
+    """Stores a block's rows; where lists add pairs, `normalize` leaves them to be divided."""
+    lines, plan = block.lines, block.plan
     if plan.form == "softmax":
         most = "most * math.log(2)" if has_binary_logits(plan) else "most"
         lines.add(
             "share = torch.where(sums == 0, 0.0, 1 / sums).view(*query_block.shape[:4], 1)",
             f"stat_found = {most} + torch.log(sums)",
         )
-    elif plan.form == "normalize":
+    elif plan.form == "normalize" and plan.routed is None:
         lines.add("found = torch.where(stat_found == 0, 0.0, found / stat_found)")
     found = "found.view(*query_block.shape[:4], size_Dv)"
-    if plan.form == "softmax" and plan.grid is None:
+    if plan.form == "softmax" and block.has_runs:
         lines.add(f"torch.mul({found}, share, out=raw_parts[here])")
     elif plan.form == "softmax":  # rows that lie apart are no view
         lines.add(f"raw_parts[here] = {found} * share")
@@ -137,3 +165,19 @@ def write_block_end(lines: Lines, plan: KernelPlan) -> None:
         lines.add(f"raw_parts[here] = {found}")
     if plan.form != "elementwise":
         lines.add("stat_parts[here] = stat_found.view(query_block.shape[:4])")
+
+
+def write_tile_end(lines: Lines, plan: KernelPlan) -> None:
+    """Adds what a tile of gathered rows has found to their results."""
+    if plan.form == "softmax":
+        most = "most * math.log(2)" if has_binary_logits(plan) else "most"
+        lines.add(f"attn_merge(raw_rows, stat_rows, places, found, {most}, sums)")
+        return
+    lines.add("raw_rows.index_add_(0, places, found.view(-1, size_Dv))")
+    if plan.form == "normalize":
+        lines.add("stat_rows.index_add_(0, places, stat_found.view(-1))")
+
+
+def write_division(lines: Lines) -> None:
+    """Divides the sums of all pairs of a row by its denominator."""
+    lines.add("raw = torch.where((stat == 0)[..., None], 0.0, raw / stat[..., None])")

@@ -9,10 +9,11 @@ from attndsl.plan.text import dump
 from .. import library as shared
 from ..lines import Lines
 from ..scope import library_text
-from . import box_library, library, span_library
+from . import box_library, library, routed_library, span_library
 from .backward import write_backward
 from .boxes import write_box_spans
 from .forward import write_forward
+from .routed import write_routes
 from .spans import write_spans
 
 ROWS = 128  # queries of a block: of 64, 128 and 256 the fastest on an AVX-512 CPU
@@ -31,6 +32,9 @@ def emit(plan: KernelPlan) -> str:
         write_spans(body, plan)
     else:
         write_box_spans(body, plan)
+    if plan.routed is not None:
+        body.blank(2)
+        write_routes(body, plan)
     body.blank(2)
     write_forward(body, plan)
     body.blank(2)
@@ -38,7 +42,9 @@ def emit(plan: KernelPlan) -> str:
     text = body.text()
     lines = Lines()
     write_header(lines, plan)
-    functions = library_text(text, shared, numbers, span_library, box_library, library)
+    functions = library_text(
+        text, shared, numbers, span_library, box_library, routed_library, library
+    )
     lines.add("from __future__ import annotations", "", "import math")
     if "Callable[" in functions:
         lines.add("from collections.abc import Callable")
@@ -86,6 +92,8 @@ def skipped(plan: KernelPlan) -> list[str]:
     found.append("Not masked: keys inside [full_lo, full_hi) of a segment.")
     if plan.strategy == "lists":
         found.append("Inside the segments: tiles of ROWS x WIDTH, told apart by their facts.")
+    if plan.routed is not None:
+        found.append("Added: of every listed block the rows that list it, a tile at a time.")
     return found
 
 

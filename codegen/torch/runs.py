@@ -2,8 +2,8 @@
 
 A *window* has bare indices, `pair[b, h, q, k]`: a block reads a slice. An expression of the
 *distance* depends on q and k by their difference only: a block of rows x columns has no more than
-rows + columns - 1 values of it. Both need rows and columns that are runs of positions: in boxes of
-a grid there are none.
+rows + columns - 1 values of it. Both need rows and columns that are runs of positions: boxes of a
+grid and rows that lists gather are none.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from attndsl.ir.nodes import Node, constant, index, substitute, topological
-from attndsl.plan.kernel_plan import KernelPlan
 from attndsl.transform.simplify import simplified
 
 PAIR = frozenset(("q", "k"))
@@ -22,19 +21,18 @@ COSTLY = frozenset(
 )
 
 
-def is_window(plan: KernelPlan, node: Node) -> bool:
+def is_window(node: Node) -> bool:
     """Whether every index of a lookup is a bare index, each another one."""
-    if plan.grid is not None:
-        return False
     names = [arg.attr for arg in node.args if arg.op == "index"]
     return node.op == "lookup" and len(names) == len(node.args) == len(set(names)) > 0
 
 
 class Distances:
-    """Which nodes of a plan depend on q and k by their difference only."""
+    """Which nodes depend on q and k by their difference only; none where rows and columns are no
+    runs of positions."""
 
-    def __init__(self, plan: KernelPlan) -> None:
-        self._has_runs = plan.grid is None
+    def __init__(self, has_runs: bool) -> None:
+        self._has_runs = has_runs
         self._coefficients: dict[Node, tuple[int, int] | None] = {}
         self._known: dict[Node, bool] = {}
 

@@ -27,7 +27,10 @@ from .header import write_header
 from .host import FUNCTIONS, LIST_FUNCTIONS, TABLE_FUNCTIONS, write_backward, write_forward
 from .kernel import Kernel
 from .library import library_text
-from .lists import uses_lists
+from .lists import uses_lists, visits_nothing
+from .routed import routed_plan
+from .routed_host import FUNCTIONS as ROUTED_FUNCTIONS
+from .routed_merge import AddQuery, Merge
 from .summarise import Summarise
 
 Written = (
@@ -39,26 +42,37 @@ Written = (
     | BackwardDots
     | BackwardKeyValue
     | BackwardTables
+    | Merge
+    | AddQuery
 )
 
 
 def write_kernels(plan: KernelPlan) -> tuple[dict[str, Kernel], list[str]]:
     """The kernels by name, in the order in which they run, and their texts."""
-    kernels: list[Written] = [Forward(plan)]
+    routed = routed_plan(plan)
+    # Without a pair of its own the base has no results to merge.
+    kernels: list[Written] = [] if routed and visits_nothing(plan) else [Forward(plan)]
     if uses_lists(plan):
         columns = Classify(plan, plan.backward_dkv, columns_first=True)
         summaries = [Summarise(plan, summary) for summary in used_summaries(plan)]
         kernels = [*summaries, Classify(plan, plan.forward), columns, *kernels]
     if plan.form != "elementwise":
         kernels.append(Delta(plan))
-    kernels.append(BackwardQuery(plan))
+    kernels += adjoint_kernels(plan)
+    if routed is not None:
+        kernels += [Forward(routed), Merge(plan), *adjoint_kernels(routed), AddQuery(plan)]
+    texts = [kernel.write() for kernel in kernels]
+    return {kernel.arguments.name: kernel for kernel in kernels}, texts
+
+
+def adjoint_kernels(plan: KernelPlan) -> list[Written]:
+    """The kernels of the backward, after its statistics of rows."""
+    kernels: list[Written] = [BackwardQuery(plan)]
     if dot_leaves(plan):
         kernels.append(BackwardDots(plan))
     if table_leaves(plan):
         kernels.append(BackwardTables(plan))
-    kernels.append(BackwardKeyValue(plan))
-    texts = [kernel.write() for kernel in kernels]
-    return {kernel.arguments.name: kernel for kernel in kernels}, texts
+    return [*kernels, BackwardKeyValue(plan)]
 
 
 def emit(plan: KernelPlan) -> str:
@@ -72,6 +86,8 @@ def emit(plan: KernelPlan) -> str:
     functions = FUNCTIONS
     if uses_lists(plan):
         functions += "\n\n" + LIST_FUNCTIONS
+    if routed_plan(plan) is not None:
+        functions += "\n\n" + ROUTED_FUNCTIONS
     if table_leaves(plan):
         functions += "\n\n" + TABLE_FUNCTIONS
     lines = Lines()

@@ -161,9 +161,17 @@ class Arguments:
             lines.add("BLOCK_M: tl.constexpr,", "BLOCK_N: tl.constexpr,")
         lines.add("):")
 
-    def write_launch(self, lines: Lines, grid: str, config: Config | None = None) -> None:
+    def write_launch(
+        self,
+        lines: Lines,
+        grid: str,
+        config: Config | None = None,
+        block_m: str = "",
+        num_warps: str = "",
+    ) -> None:
         """The launch, by the host function; `grid` is the text of the number of programs, `config`
-        has other sizes than the kernel's own."""
+        has other sizes than the kernel's own, `block_m` and `num_warps` are the texts of sizes that
+        the host chooses."""
         lines.add(f"{self.name}[({grid},)](")
         with lines.indented():
             for argument in self.arguments:
@@ -171,8 +179,9 @@ class Arguments:
             for name, axes in self.wide_axes().items():
                 lines.add(f"wide_{name}=attn_is_wide(t_{name}, {axes}),")
             config = config or self.config
-            lines.add(f"BLOCK_M={config.block_m},", f"BLOCK_N={config.block_n},")
-            lines.add(f"num_warps={config.num_warps},", f"num_stages={config.num_stages},")
+            lines.add(f"BLOCK_M={block_m or config.block_m},", f"BLOCK_N={config.block_n},")
+            warps = num_warps or config.num_warps
+            lines.add(f"num_warps={warps},", f"num_stages={config.num_stages},")
             lines.add(f"enable_fp_fusion={self.plan.may_fuse},")
         lines.add(")")
 

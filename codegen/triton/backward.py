@@ -7,6 +7,7 @@ from attndsl.plan.kernel_plan import Config, KernelPlan
 
 from .adjoint import Adjoint, NumberedLeaf, numbered_leaves
 from .kernel import NEGATIVE_INFINITY, Kernel, arange, width_test
+from .routed import is_whole
 
 
 class Delta(Kernel):
@@ -88,7 +89,7 @@ class RowAdjoint(Adjoint):
     def write_tile_adjoint(self, partial: bool) -> str:
         """The adjoints of a tile's pairs; the text of the test of its pairs or ""."""
         plan = self.plan
-        limit = "n_keys" if partial else None
+        limit = self.column_limit if partial else None
         self.write_columns(partial)
         self.values.define(self.lines, "column", self.tile_roots(partial))
         if self.has_score:
@@ -110,12 +111,12 @@ class BackwardQuery(RowAdjoint):
     def write(self) -> str:
         lines, plan, arguments = self.lines, self.plan, self.arguments
         self.add_input_arguments()
-        dtype = "float32" if adds_to_query_on_host(plan) else plan.request.dtype
-        arguments.add_own("grad_query", dtype)
-        for item in self.rows:
-            arguments.add_own(f"row_adjoint_{item.number}", "float32")
-        for item in self.tables:
-            arguments.add_own(f"largest_{item.number}", "float32")
+        names = ["grad_query", *(f"row_adjoint_{item.number}" for item in self.rows)]
+        names += [f"largest_{item.number}" for item in self.tables]
+        for name in names:
+            is_narrow = name == "grad_query" and not keeps_query_wide(plan)
+            dtype = plan.request.dtype if is_narrow else "float32"
+            arguments.add_own(name, dtype, f"entry_{name}" if self.is_gathered else name)
         self.add_other_arguments()
         lines.add('"""Gradients of a tile of queries, and what its rows contribute to tensors."""')
         self.write_inputs()
@@ -147,25 +148,24 @@ class BackwardQuery(RowAdjoint):
 
     def _write_end(self) -> None:
         lines, plan = self.lines, self.plan
-        self.write_own_stores(
+        self.write_results(
             "grad_query",
             plan.request.head_dim,
-            self.row_elements,
             plan.query_chunks,
-            "Nq",
             lambda i: f"(grad_query_{i} * scale).to(grad_query.dtype.element_ty)",
         )
+        owner, index, limit = self.results
         if self.rows or self.tables:
-            lines.add(f"row = {self.row_elements}")
+            lines.add(f"row = {index}")
         for item in self.rows:
             lines.add(
-                f"tl.store(row_adjoint_{item.number} + head.to(tl.int64) * Nq + row, "
-                f"row_sum_{item.number}, mask=row < Nq)"
+                f"tl.store(row_adjoint_{item.number} + {owner}.to(tl.int64) * {limit} + row, "
+                f"row_sum_{item.number}, mask=row < {limit})"
             )
         for item in self.tables:
             name = f"greatest_{item.number}"
             lines.add(
-                f"{name} = tl.where(row < Nq, {name}, 0.0)",
+                f"{name} = tl.where(row < {limit}, {name}, 0.0)",
                 f"tl.store(largest_{item.number} + tl.program_id(0), tl.max({name}, 0))",
             )
 
@@ -182,20 +182,15 @@ class BackwardDots(RowAdjoint):
     def write(self) -> str:
         lines, plan, arguments = self.lines, self.plan, self.arguments
         self.add_input_arguments()
-        arguments.add_own("dots", "float32")
+        arguments.add_own("dots", "float32", "entry_grad_query" if self.is_gathered else "dots")
         self.add_other_arguments()
         lines.add('"""What dots of queries with a vector for each pair add to their gradients."""')
         self.write_inputs()
         for i, chunk in enumerate(plan.query_chunks):
             lines.add(f"grad_query_{i} = tl.zeros([BLOCK_M, {chunk.width}], tl.float32)")
         self.write_tiles(self._write_tile)
-        self.write_own_stores(
-            "dots",
-            plan.request.head_dim,
-            self.row_elements,
-            plan.query_chunks,
-            "Nq",
-            lambda i: f"grad_query_{i}",
+        self.write_results(
+            "dots", plan.request.head_dim, plan.query_chunks, lambda i: f"grad_query_{i}"
         )
         return self.finish()
 
@@ -304,3 +299,8 @@ def adds_to_query_on_host(plan: KernelPlan) -> bool:
     """Whether a dot adds to the gradient of query on the host, where it must then be float32."""
     leaves = [*plan.sink_partials, *plan.output_partials, *plan.leaves]
     return any(leaf.node.op == "dot" for leaf in leaves)
+
+
+def keeps_query_wide(plan: KernelPlan) -> bool:
+    """Whether the gradient of query is float32 until all has been added to it."""
+    return adds_to_query_on_host(plan) or not is_whole(plan)

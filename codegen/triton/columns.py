@@ -6,6 +6,8 @@ from attndsl.ir.nodes import find
 from attndsl.plan.kernel_plan import KernelPlan
 
 from .adjoint import Adjoint, numbered_leaves
+from .kernel import load, width_test
+from .routed import is_whole
 
 
 class BackwardKeyValue(Adjoint):
@@ -18,8 +20,9 @@ class BackwardKeyValue(Adjoint):
     def write(self) -> str:
         lines, plan, arguments = self.lines, self.plan, self.arguments
         self.add_input_arguments()
-        arguments.add_own("grad_key", plan.request.dtype)
-        arguments.add_own("grad_value", plan.request.dtype)
+        dtype = plan.request.dtype if is_whole(plan) else "float32"
+        arguments.add_own("grad_key", dtype)
+        arguments.add_own("grad_value", dtype)
         for item in self.leaves:
             arguments.add_own(f"column_adjoint_{item.number}", "float32")
         self.add_other_arguments()
@@ -42,7 +45,7 @@ class BackwardKeyValue(Adjoint):
         for name, chunks in (("key", plan.query_chunks), ("value", plan.value_chunks)):
             if name == "value" or self.has_score:
                 self.write_base(name, "(h // G)")
-                self.write_loads(name, self.column_elements, chunks, "n_keys")
+                self.write_loads(name, self.column_elements, chunks, self.column_limit)
         self.values.define(lines, "column", self.roots)
         self.write_base("query", "h")
         width = plan.request.value_dim
@@ -80,6 +83,9 @@ class BackwardKeyValue(Adjoint):
         self.write_score_adjoint("key", "query", keep)
 
     def _write_end(self) -> None:
+        if self.is_gathered:
+            self._write_sums()
+            return
         lines, plan = self.lines, self.plan
         lines.comment("Columns beyond the last key took part in full tiles: they are 0.")
         lines.add(f"column = {self.column_elements}", "there = (column < n_keys)[:, None]")
@@ -95,6 +101,31 @@ class BackwardKeyValue(Adjoint):
             lines.add(
                 f"tl.store(column_adjoint_{item.number} + head.to(tl.int64) * Nk + column, "
                 f"tl.where(column < n_keys, column_sum_{item.number}, 0.0), mask=column < Nk)"
+            )
+
+    def _write_sums(self) -> None:
+        """Adds to what the kernel of all other pairs has stored: a column has one program."""
+        lines, plan = self.lines, self.plan
+        lines.add(f"column = {self.column_elements}")
+        for name, width, chunks, scaled in (
+            ("grad_key", plan.request.head_dim, plan.query_chunks, " * scale"),
+            ("grad_value", plan.request.value_dim, plan.value_chunks, ""),
+        ):
+            self.write_own_base(name, width, "Nk")
+            limit = self.column_limit
+            for i, chunk in enumerate(chunks):
+                tests = [f"(column[:, None] < {limit})", *width_test(chunk)]
+                lines.add(
+                    f"{name}_at = {self.own_address(name, width, 'column', chunk)}",
+                    f"known = {load(f'{name}_at', tests, '0.0')}",
+                    f"tl.store({name}_at, known + {name}_{i}{scaled}, mask={' & '.join(tests)})",
+                )
+        for item in self.leaves:
+            lines.add(
+                f"sum_at = column_adjoint_{item.number} + head.to(tl.int64) * Nk + column",
+                f"known = tl.load(sum_at, mask=column < {self.column_limit}, other=0.0)",
+                f"known += column_sum_{item.number}",
+                f"tl.store(sum_at, known, mask=column < {self.column_limit})",
             )
 
 

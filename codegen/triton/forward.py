@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from attndsl.ir.nodes import SCORE, Node, find
-from attndsl.plan.kernel_plan import KernelPlan
+from attndsl.plan.kernel_plan import Config, KernelPlan
 
 from .kernel import NEGATIVE_INFINITY, Kernel
+from .routed import is_whole, own_name
 from .values import level_of
 
 
 class Forward(Kernel):
-    """Writes `forward`; `is_plain` where the logit is the raw score itself."""
+    """Writes `forward`; `is_plain` where the logit is the raw score itself.
 
-    def __init__(self, plan: KernelPlan) -> None:
-        super().__init__(plan, "forward", plan.forward)
+    Where the results are only a part, they are float32, without sink and epilogue, and their sums
+    are not divided by those of `normalize`.
+    """
+
+    def __init__(
+        self, plan: KernelPlan, name: str = "forward", config: Config | None = None
+    ) -> None:
+        super().__init__(plan, name, config or plan.forward)
         self.is_plain = plan.form == "softmax" and plan.value is SCORE
-        program = plan.program
-        self.roots: list[Node] = [plan.value, plan.logit, program.mask]
-        self.row_roots = [node for node in (program.weights.sink, program.output) if node]
+        self.is_whole = is_whole(plan)
+        self.roots: list[Node] = [plan.value, plan.logit, plan.program.mask]
+
+    @property
+    def row_roots(self) -> list[Node]:
+        """What is computed at the end: the sink and the epilogue."""
+        if not self.is_whole:
+            return []
+        program = self.plan.program
+        return [node for node in (program.weights.sink, program.output) if node]
 
     def write(self) -> str:
         plan, lines = self.plan, self.lines
@@ -38,15 +52,24 @@ class Forward(Kernel):
         arguments, plan = self.arguments, self.plan
         for name in ("query", "key", "value"):
             arguments.add_input(name)
-        arguments.add_own("out", plan.request.dtype)
-        if plan.program.output is not None:
-            arguments.add_own("raw", plan.request.dtype)
-        if plan.form != "elementwise":
-            arguments.add_own("stat", "float32")
+        self._add_results()
         self.add_tile_arguments()
         arguments.add_strides("query", "key", "value")
         arguments.add_call()
         arguments.add_leaves([*self.roots, *self.row_roots, *self.segment_nodes()])
+
+    def _add_results(self) -> None:
+        arguments, plan = self.arguments, self.plan
+        dtype = plan.request.dtype
+        if not self.is_whole:
+            arguments.add_own("out", "float32", own_name(plan, "out"))
+        else:
+            arguments.add_own("out", dtype)
+            if plan.program.output is not None:
+                arguments.add_own("raw", dtype)
+        if plan.form != "elementwise":
+            name = "stat" if self.is_whole else own_name(plan, "stat")
+            arguments.add_own("stat", "float32", name)
 
     def _write_query(self) -> None:
         lines, plan = self.lines, self.plan
@@ -79,7 +102,7 @@ class Forward(Kernel):
 
     def _write_tile(self, partial: bool) -> None:
         lines, plan = self.lines, self.plan
-        limit = "n_keys" if partial else None
+        limit = self.column_limit if partial else None
         roots = [plan.value, plan.logit, *([plan.program.mask] if partial else [])]
         self.write_columns(partial)
         tests = None
@@ -151,28 +174,26 @@ class Forward(Kernel):
         lines, plan = self.lines, self.plan
         if plan.form == "softmax":
             self._write_denominator()
-        elif plan.form == "normalize":
+        elif plan.form == "normalize" and self.is_whole:
             lines.add(
                 "inverse = tl.where(total == 0.0, 0.0, 1.0 / tl.where(total == 0.0, 1.0, total))"
             )
         if plan.form != "elementwise":
-            stat = "lse" if plan.form == "softmax" else "total"
-            lines.add(
-                f"row = {self.row_elements}",
-                f"tl.store(stat + head.to(tl.int64) * Nq + row, {stat}, mask=row < Nq)",
-            )
+            self.write_row_store("stat", "lse" if plan.form == "softmax" else "total")
+        if plan.form == "softmax" or (plan.form == "normalize" and self.is_whole):
             for i in range(len(plan.value_chunks)):
                 lines.add(f"sum_{i} = sum_{i} * inverse[:, None]")
-        name = "raw" if plan.program.output is not None else "out"
+        output = plan.program.output if self.is_whole else None
+        name = "raw" if output is not None else "out"
         self._write_result(name, [f"sum_{i}" for i in range(len(plan.value_chunks))])
-        if plan.program.output is not None:
-            self._write_output(plan.program.output)
+        if output is not None:
+            self._write_output(output)
 
     def _write_denominator(self) -> None:
         lines, plan = self.lines, self.plan
         # NaN is no maximum, but shows in the sum.
         lines.add(f"empty = (most == {NEGATIVE_INFINITY}) & (total == 0.0)")
-        sink = plan.program.weights.sink
+        sink = plan.program.weights.sink if self.is_whole else None
         if sink is not None:
             lines.origin(plan.program, sink)
             (text,) = self.values.write(lines, sink)
@@ -194,12 +215,10 @@ class Forward(Kernel):
 
     def _write_result(self, name: str, texts: list[str]) -> None:
         dtype = f"{name}.dtype.element_ty"
-        self.write_own_stores(
+        self.write_results(
             name,
             self.plan.request.value_dim,
-            self.row_elements,
             self.plan.value_chunks,
-            "Nq",
             lambda i: f"{texts[i]}.to({dtype})",
         )
 

@@ -10,10 +10,12 @@ from attndsl.plan.kernel_plan import Config, KernelPlan
 from .. import host
 from ..lines import Lines
 from ..summaries import used_summaries
-from .backward import adds_to_query_on_host, table_leaves, table_names
+from .backward import adds_to_query_on_host, keeps_query_wide, table_leaves, table_names
 from .boxes import has_box_arguments
 from .kernel import Kernel
 from .lists import list_count, list_names, uses_lists
+from .routed import is_whole, routed_plan
+from .routed_host import write_routed_backward, write_routed_forward, write_routed_tables
 from .summarise import block_names, summarise_name, write_allocation
 
 FORWARD_ARGUMENTS = "query, key, value, scale, q_offset, k_offset, k_len, tensors, scalars"
@@ -79,7 +81,8 @@ def attn_lists(rows, tiles, device):
 
 def write_forward(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) -> None:
     """`run_forward`."""
-    forward = kernels["forward"]
+    forward = kernels.get("forward")
+    is_routed = routed_plan(plan) is not None
     has_output = plan.program.output is not None
     with lines.block(f"def run_forward({FORWARD_ARGUMENTS}):"):
         lines.add('"""out, the result before the epilogue, and the statistics of the rows."""')
@@ -90,9 +93,15 @@ def write_forward(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) ->
         lines.add("raw = torch.empty_like(out)" if has_output else "raw = query.new_empty(0)")
         stat = "0" if plan.form == "elementwise" else f"({shape})"
         lines.add(f"stat = query.new_empty({stat}, dtype=ACCUMULATOR)")
-        if uses_lists(plan):
-            write_lists(lines, plan, kernels, forward)
-        write_launch(lines, forward, *grid_of_rows(forward))
+        if is_routed and forward is not None:
+            lines.add(f"base_out = query.new_empty(({shape}, size_Dv), dtype=ACCUMULATOR)")
+            lines.add("base_stat = torch.empty_like(stat)")
+        if forward is not None:
+            if uses_lists(plan):
+                write_lists(lines, plan, kernels, forward)
+            write_launch(lines, forward, *grid_of_rows(forward))
+        if is_routed:
+            write_routed_forward(lines, plan, kernels)
         lines.add("return out, raw, stat")
 
 
@@ -194,6 +203,9 @@ def write_backward(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) -
         if delta is not None:
             _write_delta(lines, delta)
         host.write_sink_backward(lines, plan)
+        is_routed = routed_plan(plan) is not None
+        if is_routed:
+            _write_columns(lines, plan, kernels)
         if uses_lists(plan):
             write_lists(lines, plan, kernels, dq)
         _write_query(lines, plan, dq)
@@ -201,14 +213,15 @@ def write_backward(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) -
             lines.add("dots = torch.empty_like(grad_query)")
             write_launch(lines, kernels["backward_dots"], *grid_of_rows(dq))
             lines.add("grad_query += dots")
+        if is_routed:
+            write_routed_backward(lines, plan, kernels)
         if tables is not None:
-            _write_tables(lines, plan, tables)
+            _write_tables(lines, plan, kernels)
         if uses_lists(plan):
             release_lists(lines, plan, dq)
-            write_lists(lines, plan, kernels, dkv)
-        _write_key_value(lines, plan, dkv)
-        if uses_lists(plan):
-            release_lists(lines, plan, dkv)
+        if not is_routed:
+            _write_columns(lines, plan, kernels)
+        _add_groups(lines, plan)
         _write_leaves(lines, plan, dq, dkv)
         results = ", ".join(["grad_query", "grad_key", "grad_value", *host.result_texts(plan)])
         lines.add(f"return {results}")
@@ -241,7 +254,7 @@ def _write_delta(lines: Lines, delta: Kernel) -> None:
 
 def _write_query(lines: Lines, plan: KernelPlan, dq: Kernel) -> None:
     on_host = adds_to_query_on_host(plan)
-    dtype = ", dtype=ACCUMULATOR" if on_host else ""
+    dtype = ", dtype=ACCUMULATOR" if keeps_query_wide(plan) else ""
     lines.add(f"grad_query = query.new_empty((size_B, size_H, size_Nq, size_D){dtype})")
     for argument in dq.arguments.arguments:
         if argument.name.startswith("row_adjoint_"):
@@ -256,12 +269,23 @@ def _write_query(lines: Lines, plan: KernelPlan, dq: Kernel) -> None:
         lines.add("grad_query += grad_query_host")
 
 
+def _write_columns(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) -> None:
+    """What tiles of keys have, and their lists."""
+    dkv = kernels["backward_dkv"]
+    if uses_lists(plan):
+        write_lists(lines, plan, kernels, dkv)
+    _write_key_value(lines, plan, dkv)
+    if uses_lists(plan):
+        release_lists(lines, plan, dkv)
+
+
 def _write_key_value(lines: Lines, plan: KernelPlan, dkv: Kernel) -> None:
     lines.comment(
         "One sum per query head; those of a group are added afterwards, in a fixed order."
     )
+    narrow = "query.dtype if size_H == size_Hk else ACCUMULATOR"
     lines.add(
-        "partial_dtype = query.dtype if size_H == size_Hk else ACCUMULATOR",
+        f"partial_dtype = {narrow if is_whole(plan) else 'ACCUMULATOR'}",
         "grad_key = key.new_empty((size_B, size_H, size_Nk, size_D), dtype=partial_dtype)",
         "grad_value = value.new_empty((size_B, size_H, size_Nk, size_Dv), dtype=partial_dtype)",
     )
@@ -271,11 +295,18 @@ def _write_key_value(lines: Lines, plan: KernelPlan, dkv: Kernel) -> None:
                 f"{argument.name} = query.new_zeros((size_B, size_H, size_Nk), dtype=ACCUMULATOR)"
             )
     write_launch(lines, dkv, *grid_of_columns(dkv))
+
+
+def _add_groups(lines: Lines, plan: KernelPlan) -> None:
+    """Gradients of keys and values from those of each query head."""
     with lines.block("if size_H != size_Hk:"):
         for name in ("key", "value"):
             lines.add(
                 f"grad_{name} = grad_{name}.unflatten(1, (size_Hk, size_G)).sum(2).to(query.dtype)"
             )
+    if not is_whole(plan):
+        with lines.block("else:"):
+            lines.add("grad_key, grad_value = grad_key.to(key.dtype), grad_value.to(key.dtype)")
 
 
 def _write_leaves(lines: Lines, plan: KernelPlan, dq: Kernel, dkv: Kernel) -> None:
@@ -286,12 +317,12 @@ def _write_leaves(lines: Lines, plan: KernelPlan, dq: Kernel, dkv: Kernel) -> No
                 adjoints[level][leaf.node] = f"{level}_adjoint_{number}"
         if adjoints[level]:
             host.write_leaves(lines, plan, level, adjoints[level])
-    if adds_to_query_on_host(plan):
+    if keeps_query_wide(plan):
         lines.add("grad_query = grad_query.to(query.dtype)")
 
 
-def _write_tables(lines: Lines, plan: KernelPlan, tables: Kernel) -> None:
-    leaves = table_leaves(plan)
+def _write_tables(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) -> None:
+    tables, leaves = kernels["backward_tables"], table_leaves(plan)
     for name in table_names(plan):
         own = [item for item in leaves if item.leaf.node.name == name]
         parts = []
@@ -312,5 +343,7 @@ def _write_tables(lines: Lines, plan: KernelPlan, tables: Kernel) -> None:
             f"sums_{name} = torch.zeros(t_{name}.shape, dtype=torch.int64, device=query.device)",
         )
     write_launch(lines, tables, *grid_of_rows(tables))
+    if routed_plan(plan) is not None:
+        write_routed_tables(lines, kernels)
     for name in table_names(plan):
         lines.add(f"grad_t_{name} += attn_from_units(sums_{name}, unit_{name}, largest_{name})")

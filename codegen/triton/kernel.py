@@ -23,6 +23,18 @@ from .boxes import (
 )
 from .lists import add_list_arguments, uses_lists, visits_nothing, write_list_loops
 from .ranges import KEYS, QUERIES, Axis, write_range_loops
+from .routed import (
+    LIMIT,
+    PLACES,
+    SLOTS,
+    add_gather_arguments,
+    fact_nodes,
+    kernel_name,
+    write_gathered_head,
+    write_gathered_loops,
+    write_gathered_place,
+    write_gathered_rows,
+)
 from .values import Values, level_of, uses_score
 
 Body = Callable[[bool], None]  # writes the work on one tile; whether it is a partial one
@@ -43,10 +55,15 @@ class Kernel:
         self.plan = plan
         self.lines = Lines()
         self.values = Values(plan, transposed=columns_first)
-        self.arguments = Arguments(plan, name, config)
+        self.arguments = Arguments(plan, kernel_name(plan, name), config)
         self.columns_first = columns_first
         self.has_score = uses_score(plan.value, plan.logit)
         self.segments = plan.queries if columns_first else plan.keys
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether the rows of a tile are gathered by lists of blocks."""
+        return self.plan.gathered is not None
 
     # Shapes of vectors along rows and columns of a tile of pairs.
     @property
@@ -66,13 +83,18 @@ class Kernel:
         return ', input_precision="ieee"' if self.plan.request.dtype == "float32" else ""
 
     def segment_nodes(self) -> list[Node]:
-        """The ends of segments that the kernel computes: none where it has lists of its tiles."""
+        """The ends of segments that the kernel computes: none where it has lists of its tiles; or
+        the facts of a tile, where it is gathered."""
+        if self.is_gathered:
+            return fact_nodes(self.plan)
         if uses_lists(self.plan):
             return []
         return [n for s in self.segments for n in (s.lo, s.hi, s.full_lo, s.full_hi)]
 
     def add_tile_arguments(self) -> None:
         """What the kernel needs to find its tiles, besides the parameters in the segments."""
+        if self.is_gathered:
+            add_gather_arguments(self.arguments, self.columns_first)
         if uses_lists(self.plan):
             add_list_arguments(self.arguments, self.columns_first)
         add_box_arguments(self.arguments, self.plan.grid)
@@ -91,15 +113,23 @@ class Kernel:
         """Which head and tile this program has; offsets and lengths; values that vary with nothing
         but the head."""
         lines = self.lines
-        if self.plan.grid is not None:
+        self.write_head()
+        lines.add("b = head // H", "h = head % H", "G = H // Hk")
+        self.write_offsets()
+        if self.is_gathered:
+            write_gathered_place(lines, self.plan, self.columns_first)
+        elif self.segment_nodes():
+            self.write_tile_bounds()
+        self.values.define(lines, "program", [*roots, *self.segment_nodes()])
+
+    def write_head(self) -> None:
+        """The head, and where the tile begins as far as its number says that."""
+        if self.is_gathered:
+            write_gathered_head(self.lines, self.columns_first)
+        elif self.plan.grid is not None:
             self._write_box(self.plan.grid)
         else:
             self._write_run()
-        lines.add("b = head // H", "h = head % H", "G = H // Hk")
-        self.write_offsets()
-        if self.segment_nodes():
-            self.write_tile_bounds()
-        self.values.define(lines, "program", [*roots, *self.segment_nodes()])
 
     def _write_run(self) -> None:
         """The head, and the first element of the tile where it is a run of positions."""
@@ -162,6 +192,8 @@ class Kernel:
     @property
     def row_elements(self) -> str:
         """The text of the indices of the tile's queries, [BLOCK_M]; after `write_rows`."""
+        if self.is_gathered:
+            return PLACES
         return ROWS.places if self.plan.grid else elements("start_m", "BLOCK_M")
 
     @property
@@ -169,9 +201,24 @@ class Kernel:
         """The text of the indices of the tile's keys, [BLOCK_N]; after `write_columns`."""
         return COLUMNS.places if self.plan.grid else elements("start_n", "BLOCK_N")
 
+    @property
+    def column_limit(self) -> str:
+        """The end of the columns that the program may read."""
+        return LIMIT if self.is_gathered else "n_keys"
+
+    @property
+    def results(self) -> tuple[str, str, str]:
+        """Of what a kernel stores for its rows: the index of its head, those of its rows, and the
+        length of the axis. A gathered kernel stores something for every entry."""
+        if self.is_gathered:
+            return "local_head", SLOTS, "entries"
+        return "head", self.row_elements, "Nq"
+
     def write_rows(self, partial: bool = True) -> None:
         """Indices and positions of the tile's queries. Where it is a box, `partial` says whether
-        some of them may lie beyond the grid."""
+        some of them may lie beyond the grid; where they are gathered, whether some may be none."""
+        if self.is_gathered:
+            write_gathered_rows(self.lines, self.columns_first, partial)
         self._write_elements(ROWS, self.row, partial)
         self.lines.add(f"rows = {self.row_elements}{self.row}", "q = rows + q_start")
 
@@ -214,8 +261,8 @@ class Kernel:
         """Addresses of a tile of a contiguous tensor [B, H, length, width]; `index` is [block]."""
         return f"{name}_head + ({index})[:, None].to(tl.int64) * {width} + {arange(chunk)}"
 
-    def write_own_base(self, name: str, width: int, length: str) -> None:
-        self.lines.add(f"{name}_head = {name} + head.to(tl.int64) * {length} * {width}")
+    def write_own_base(self, name: str, width: int, length: str, owner: str = "head") -> None:
+        self.lines.add(f"{name}_head = {name} + {owner}.to(tl.int64) * {length} * {width}")
 
     def write_own_loads(
         self,
@@ -242,6 +289,34 @@ class Kernel:
     ) -> None:
         """Stores tiles of a contiguous tensor; `value` gives the text of a chunk."""
         self.write_own_base(name, width, limit)
+        self.write_stores(name, width, index, chunks, limit, value)
+
+    def write_results(
+        self, name: str, width: int, chunks: Sequence[Chunk], value: Callable[[int], str]
+    ) -> None:
+        """Stores what the kernel has computed for its rows, as `write_own_stores`."""
+        owner, index, limit = self.results
+        self.write_own_base(name, width, limit, owner)
+        self.write_stores(name, width, index, chunks, limit, value)
+
+    def write_row_store(self, name: str, value: str) -> None:
+        """Stores one number for each of the kernel's rows."""
+        owner, index, limit = self.results
+        self.lines.add(
+            f"row = {index}",
+            f"tl.store({name} + {owner}.to(tl.int64) * {limit} + row, {value}, mask=row < {limit})",
+        )
+
+    def write_stores(
+        self,
+        name: str,
+        width: int,
+        index: str,
+        chunks: Sequence[Chunk],
+        limit: str,
+        value: Callable[[int], str],
+    ) -> None:
+        """Stores tiles of the rows `index` at an address that is known."""
         for i, chunk in enumerate(chunks):
             tests = [f"(({index})[:, None] < {limit})", *width_test(chunk)]
             address = self.own_address(name, width, index, chunk)
@@ -264,7 +339,9 @@ class Kernel:
             return
         lines.blank()
         lines.origin(plan.program, plan.program.mask)
-        if uses_lists(plan):
+        if self.is_gathered:
+            loops = write_gathered_loops(lines, self.values, plan, self.columns_first)
+        elif uses_lists(plan):
             loops = write_list_loops(lines, plan, self.columns_first)
         else:
             loops = write_range_loops(lines, self.values, self.segments, self.axis, self.guard)
@@ -274,7 +351,9 @@ class Kernel:
             lines.add(*loop.before)
             with lines.block(loop.header):
                 place = [f"{self.axis.start} = tile * {self.axis.block}"]
-                if plan.grid is not None:
+                if self.is_gathered:
+                    place = []
+                elif plan.grid is not None:
                     place = corner_lines(plan.grid, self.other_side, "tile")
                 lines.add(*loop.statements, *place, *loop.after)
                 self.values = outer.inner()
@@ -306,7 +385,7 @@ class Kernel:
         is_cut = side is COLUMNS and "k_len" in self.plan.request.per_batch
         if self.plan.grid is not None and not is_cut:  # coordinates are there for the mask anyway
             return inside_tests(self.plan.grid, side)
-        return ["(columns < n_keys)" if side is COLUMNS else "(rows < Nq)"]
+        return [f"(columns < {self.column_limit})" if side is COLUMNS else "(rows < Nq)"]
 
     def mask_tests(self, partial: bool, always_rows: bool = False) -> list[str]:
         """Tests that a pair takes part, by bounds and mask; none in a full tile."""

@@ -113,6 +113,8 @@ def looked_up(table: Array, indices: list[Array]) -> Array:
     inside = np.asarray(True)
     for axis, i in enumerate(indices):
         inside = inside & (i >= 0) & (i < table.shape[axis])
+    if table.size == 0:
+        return np.zeros(np.broadcast_shapes(*(np.shape(i) for i in indices)), table.dtype)
     safe = tuple(np.where(inside, i, 0) for i in np.broadcast_arrays(*indices))
     return np.where(inside, table[safe], np.zeros((), table.dtype))
 

@@ -15,6 +15,7 @@ from attndsl.syntax import ast
 from tests.oracle import functions
 from tests.oracle.expressions import Evaluator
 from tests.oracle.scopes import Closure, Frame, Scope, load_module
+from tests.oracle.selects import Choice, Problem
 
 Argument = Tensor | bool | int | float
 
@@ -118,12 +119,19 @@ class Oracle:
         start = self.scope
         for statement in self.attention.statements:
             scope = self._scope_at(statement, None)
+            if isinstance(statement, ast.Select):
+                choice = Choice(statement, self._problem(), self.evaluator, scope)
+                self.evaluator.choices[statement.name.name] = choice.at
             if isinstance(statement, ast.Mask):
                 kept = kept & self.evaluator.evaluate(statement.value, scope, frame)
         self.scope = start
         if self.k_len is not None:
             kept = kept & (frame["column"] < self.k_len[frame["b"]])
         return kept.view(self.shape)
+
+    def _problem(self) -> Problem:
+        query, key = self.query.detach(), self.key.detach()
+        return Problem(query, key, self.q_offset, self.k_offset, self.k_len)
 
     # -- results ----------------------------------------------------------------------------
 

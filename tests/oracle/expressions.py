@@ -6,7 +6,8 @@ would give there (NaN, infinities) reaches neither values nor gradients.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,13 +19,15 @@ from tests.oracle.scopes import Closure, Frame, Scope
 
 @dataclass(eq=False)
 class Evaluator:
-    """Everything that a call fixes: tensors, scalars, sizes and dimensions, the grid."""
+    """Everything that a call fixes: tensors, scalars, sizes and dimensions, the grid, and what
+    selects have chosen."""
 
     query: Tensor
     tensors: dict[str, Tensor]
     numbers: dict[str, bool | int | float]
     grid: ast.Grid | None
     grid_scope: Scope | None = None
+    choices: dict[str, Callable[[Frame], Tensor]] = field(default_factory=dict)
 
     def evaluate(self, e: ast.Expression, scope: Scope, frame: Frame) -> Tensor:
         """The value of `e`: float64, int64 or bool, [len(frame)]."""
@@ -52,6 +55,8 @@ class Evaluator:
     def name(self, name: str, scope: Scope, frame: Frame) -> Tensor:
         if name in scope.closures:
             return self.closure(scope.closures[name], frame)
+        if scope.inside_attention and name in self.choices:
+            return self.choices[name](frame)
         if scope.inside_attention and name in self.numbers:
             return fill(self.numbers[name], frame)
         if name in scope.module.definitions:

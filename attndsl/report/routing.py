@@ -1,0 +1,217 @@
+"""Selects for a person: what they choose, what choosing costs, and what is attended to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from attndsl.ir.nodes import find, is_const
+from attndsl.ir.program import Program, Select
+from attndsl.plan.kernel_plan import KernelPlan
+from attndsl.report.choices import Choice
+from attndsl.report.formulas import formula
+from attndsl.report.table import figure, share
+from attndsl.runtime.views import View
+from attndsl.transform.route import Form, has_lists, used_selects
+
+RANK_BYTES = 4  # float32, whatever the inputs
+
+
+@dataclass(frozen=True)
+class Lists:
+    """What the lists of a call hold: rows, each counted for every block that it chose and query
+    head; tiles of so many of these rows, by the rows of a tile."""
+
+    entries: int
+    tiles: int
+    rows_of_tile: int
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The selects of a call.
+
+    program   as the user wrote it
+    form      what the choices are kept as
+    choices   of the selects that the mask names
+    lists     what lists hold, where query and key were given
+    is_known  whether the tiles of form "table" are those of a choice; else they are those of all
+              candidates
+    has_tiles whether tiles of form "table" can be told
+    """
+
+    program: Program
+    form: Form
+    choices: tuple[Choice, ...]
+    lists: Lists | None = None
+    is_known: bool = False
+    has_tiles: bool = True
+
+
+def select_lines(program: Program) -> list[str]:
+    """The statements, with the values of const parameters."""
+    lines: list[str] = []
+    for select in program.selects:
+        rows, columns = (
+            "" if is_const(node, 1) else f" // {formula(node)}"
+            for node in (select.rows, select.columns)
+        )
+        group = " per group" if select.per_group else ""
+        lines.append(f"select   {select.name}[i = q{rows}, j = k{columns}]{group}:")
+        if select.rank is not None:
+            lines.append(f"             rank   {formula(select.rank)}")
+        if not is_const(select.where, True):
+            lines.append(f"             where  {formula(select.where)}")
+        if select.limit is not None:
+            lines.append(f"             keep   {select.keep} {formula(select.limit)}")
+        else:
+            lines.append(f"             given  {select.given}")
+    return lines
+
+
+def reason_of(program: Program) -> str:
+    """Why the choices are kept in the form that they are."""
+    used = used_selects(program)
+    if len(used) > 1:
+        return "the mask names several selects"
+    select = used[0]
+    if not is_const(select.rows, 1):
+        return f"{formula(select.rows)} queries in a row choose together"
+    if select.keep in ("above", "mass"):
+        return f"how many blocks `keep {select.keep}` keeps is not known before"
+    if not has_lists(select):
+        return f"`{formula(select.limit)}` differs" if select.limit is not None else ""
+    if not all_positive(program, select):
+        return f"the mask may lose pairs by `{select.name}`"
+    return "every query chooses for itself, a number of blocks that is known before"
+
+
+def all_positive(program: Program, select: Select) -> bool:
+    from attndsl.ir.nodes import chosen
+    from attndsl.transform.route import is_positive
+
+    return is_positive(program.mask, chosen(select.name))
+
+
+# -- choosing ---------------------------------------------------------------------------------
+
+
+def choosing_lines(routing: Routing, seen: View) -> list[str]:
+    """What is computed and kept to choose, select by select."""
+    if not routing.choices:
+        return ["nothing: the mask names no select"]
+    lines: list[str] = []
+    for choice in routing.choices:
+        if len(routing.choices) > 1:
+            lines.append(f"{choice.select.name}")
+        lines += costs_of(choice, routing, seen)
+    return [*lines, f"as {routing.form}: {reason_of(routing.program)}"]
+
+
+def costs_of(choice: Choice, routing: Routing, seen: View) -> Iterator[str]:
+    select, about = choice.select, "~" if choice.is_sample else ""
+    per = "key head" if select.per_group else "head"
+    yield (
+        f"blocks   {choice.queries:,} of {counted(choice.rows, 'query', 'queries')} and "
+        f"{choice.keys:,} of {counted(choice.columns, 'key')}; chosen once for every {per}"
+    )
+    pooled = pooled_text(choice, seen)
+    if pooled:
+        yield f"pooled   {pooled}"
+    if select.rank is not None:
+        yield f"ranks    {ranks_text(choice, about)}"
+    yield f"chosen   at most {about}{choice.kept:,} blocks{each_text(choice)}"
+    yield f"kept as  {kept_text(choice, routing.form)}"
+
+
+def ranks_text(choice: Choice, about: str) -> str:
+    """How many pairs of blocks have a rank that counts."""
+    if is_const(choice.select.where, True):
+        return f"{choice.in_all:,}, of all pairs of blocks, in float32"
+    part = share(choice.candidates, choice.in_all)
+    text = f"of {about}{choice.candidates:,} of {choice.in_all:,} pairs of blocks ({part}), "
+    text += "those that `where` lets be, in float32"
+    if choice.unknown:
+        text += f"; fewer by `{choice.unknown}`, which is not given"
+    return text
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def pooled_text(choice: Choice, seen: View) -> str:
+    """`mean(key): 2 x 32 x 64 numbers, 16.4 kB`."""
+    rank = choice.select.rank
+    names = sorted({node.name for node in find(rank, "pooled")}) if rank is not None else []
+    texts = []
+    for name in names:
+        vector, _, pooling = name.partition("_")
+        if not pooling:
+            continue
+        heads = seen.sizes["H"] if vector == "query" else seen.sizes["Hk"]
+        blocks = choice.queries if vector == "query" else choice.keys
+        size = RANK_BYTES * seen.sizes["B"] * heads * blocks * seen.sizes["D"]
+        texts.append(f"{pooling}({vector}) of {counted(blocks, 'block')}, {figure(size, 'B')}")
+    return "; ".join([*texts, "one pass over what is pooled"]) if texts else ""
+
+
+def each_text(choice: Choice) -> str:
+    """How many that is for a block of queries."""
+    blocks = choice.queries * choice.lists
+    return f", {choice.kept / blocks:.3g} for each of queries" if blocks else ""
+
+
+def kept_text(choice: Choice, form: Form) -> str:
+    """What a call holds of a choice until its gradients are taken."""
+    if form == "lists":
+        if choice.listed is None:
+            return "a list of blocks for every query"
+        size = 4 * choice.lists * choice.queries * choice.listed
+        room = counted(choice.listed, "block")
+        return f"a list for every query, with room for {room}: {figure(size, 'B')}"
+    pairs = choice.lists * choice.queries * choice.keys
+    sums = 4 * choice.lists * (choice.queries + 1) * (choice.keys + 1)
+    return f"a table of {figure(pairs, 'B')}, and its sums over rectangles, {figure(sums, 'B')}"
+
+
+# -- attending --------------------------------------------------------------------------------
+
+
+def attending_lines(routing: Routing, plan: KernelPlan) -> list[str]:
+    """What is computed for the blocks that lists hold.
+
+    plan  of the pairs that the lists add
+    """
+    (choice,) = routing.choices
+    name, lists = choice.select.name, routing.lists
+    entries = choice.entries if lists is None else lists.entries
+    about = ("~" if choice.is_sample else "") if lists is None else ""
+    most = "at most " if lists is None else ""
+    pairs = entries * choice.columns
+    lines = [
+        f"queries that chose a block share its tiles: {most}{about}{entries:,} rows of queries and "
+        f"{most}{about}{figure(pairs, 'pairs')} are computed"
+    ]
+    if not is_const(plan.program.mask, True):
+        lines.append(f"of these take part: `{formula(plan.program.mask)}`")
+    if plan.request.backend == "triton":
+        lines += tile_lines(choice, lists, plan)
+    width, value_width = plan.request.head_dim, plan.request.value_dim
+    work = 2 * pairs * (width + value_width)
+    lines.append(f"forward: {most}{about}{figure(work, 'FLOP')} in matrix products")
+    if lists is None:
+        lines.append(f"what `{name}` really chooses is counted where query= and key= are given")
+    return lines
+
+
+def tile_lines(choice: Choice, lists: Lists | None, plan: KernelPlan) -> list[str]:
+    """The tiles of the forward kernel."""
+    high, wide = plan.forward.block_m, plan.forward.block_n
+    steps = -(-choice.columns // wide)
+    if lists is not None:
+        tiles = f"{lists.tiles:,} tiles"
+    else:
+        heads = choice.lists * max(1, choice.entries // max(1, choice.kept * choice.rows))
+        tiles = f"at most {choice.entries // high + heads * choice.keys:,} tiles"
+    return [f"forward: {tiles} of {high} rows, {counted(steps, 'step')} of {wide} keys each"]
