@@ -235,8 +235,13 @@ def _diff_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _bench_options(parser: argparse.ArgumentParser) -> None:
-    suites = ("cpu", "masks", "sparsity", "startup")
+    suites = ("cpu", "masks", "routing", "sparsity", "startup")
     parser.add_argument("suite", nargs="?", choices=suites, help="all unless given")
+    about = "of the suite `routing`: tokens, such as 8k 64k"
+    parser.add_argument("--lengths", nargs="+", type=_extent, metavar="N", help=about)
+    parser.add_argument(
+        "--device", help="of the suite `routing`: cuda where there is one, else cpu"
+    )
     parser.add_argument("--json", action="store_true")
 
 
@@ -435,7 +440,7 @@ def _bench(options: argparse.Namespace) -> int:
     from attndsl.report.bench import SUITES, measure
 
     names = [options.suite] if options.suite else list(SUITES)
-    reports = [measure(name) for name in names]
+    reports = [measure(name, options.lengths, options.device) for name in names]
     if options.json:
         print(json.dumps([report.record for report in reports], indent=2))
     else:

@@ -56,8 +56,8 @@ class Solution:
 @dataclass(frozen=True)
 class TileFacts:
     """Bool nodes over `bound("q_lo")`, `bound("q_hi")`, `bound("k_lo")`, `bound("k_hi")` (inclusive
-    positions), b, h, sizes, scalars and `summary` leaves (`summaries.py`): may some pair of the
-    tile take part; do all."""
+    positions), b, h, sizes, scalars, `summary` leaves (`summaries.py`) and lookups of counts
+    (`counted.py`): may some pair of the tile take part; do all."""
 
     possible: Node
     certain: Node

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from attndsl.ir.nodes import Node, is_const, topological
+from attndsl.ir.nodes import SCORE, Node, is_const, topological
 from attndsl.plan.kernel_plan import Chunk, Config, Request
 
 LONG_MASK = 4  # nodes of a mask that differ from pair to pair; one that has more counts as work
@@ -103,23 +103,31 @@ def lighter(found: tuple[Config, Config, Config], by: int) -> tuple[Config, Conf
 
 
 def fitted(
-    request: Request, columns: Node, found: tuple[Config, Config, Config]
+    request: Request, value: Node, columns: Node, found: tuple[Config, Config, Config]
 ) -> tuple[Config, Config, Config]:
-    """Configurations whose tiles are not wider than a block of so many keys needs, where a constant
-    says how many: such a tile holds the keys of one block."""
-    if request.backend == "torch" or not is_const(columns):
+    """Configurations for tiles that hold keys of one block of so many: not wider than it needs,
+    where a constant says how many they are; with fewer pairs where registers are short, for rows
+    that are gathered have addresses of their own."""
+    if request.backend == "torch":
         return found
-    width = NARROWEST
-    while width < columns.value:
-        width *= 2
     forward, dq, dkv = found
-    # The product of keys and queries is transposed in dkv: wgmma takes 64 of its rows.
-    least = 64 if request.target == "sm_90" else NARROWEST
-    return (
-        replace(forward, block_n=min(forward.block_n, width)),
-        replace(dq, block_n=min(dq.block_n, width)),
-        replace(dkv, block_n=min(dkv.block_n, max(width, least))),
-    )
+    least = NARROWEST
+    if request.target == "sm_90":
+        # The product of keys and queries is transposed in dkv: wgmma takes 64 of its rows.
+        least = 64
+        widest = max(request.head_dim, request.value_dim)
+        most = next(sizes for limit, sizes in HOPPER_GATHERED[value is SCORE] if widest <= limit)
+        forward = replace(forward, block_n=min(forward.block_n, most[0]))
+        dq = replace(dq, block_n=min(dq.block_n, most[1]))
+        dkv = replace(dkv, block_m=min(dkv.block_m, most[2]))
+    if is_const(columns):
+        width = NARROWEST
+        while width < columns.value:
+            width *= 2
+        forward = replace(forward, block_n=min(forward.block_n, width))
+        dq = replace(dq, block_n=min(dq.block_n, width))
+        dkv = replace(dkv, block_n=min(dkv.block_n, max(width, least)))
+    return forward, dq, dkv
 
 
 # Blocks of the PyTorch engine are chosen by that engine; these only bound its memory.
@@ -153,6 +161,13 @@ HOPPER: dict[Work, Table] = {
         (128, (Config(128, 16, 8, 2), Config(64, 16, 4, 2), Config(16, 64, 8, 2))),
         (256, (Config(128, 16, 8, 2), Config(64, 16, 8, 1), Config(16, 64, 8, 1))),
     ),
+}
+# Whether the logit is the score: (widest head dimension, the most elements along the axis of the
+# loop in forward, backward_dq and backward_dkv) of gathered tiles. None of moba and nsa spills with
+# these up to a width of 192.
+HOPPER_GATHERED: dict[bool, tuple[tuple[int, tuple[int, int, int]], ...]] = {
+    True: ((64, (128, 64, 64)), (128, (64, 64, 32)), (192, (32, 32, 32)), (256, (16, 16, 16))),
+    False: ((64, (128, 64, 64)), (128, (64, 32, 32)), (192, (32, 16, 16)), (256, (16, 16, 16))),
 }
 DEFAULT: Table = (
     (64, (Config(128, 64, 4, 3), Config(64, 64, 4, 2), Config(64, 64, 4, 2))),

@@ -69,7 +69,8 @@ def routed_plan(program: Program, request: Request) -> KernelPlan | None:
     routed = program.routed
     mask = TRUE if implies(routed.where, routed.mask) else routed.mask
     found = plan(replace(program, mask=mask, routed=None), request)
-    sizes = fitted(request, routed.columns, (found.forward, found.backward_dq, found.backward_dkv))
+    sizes = (found.forward, found.backward_dq, found.backward_dkv)
+    sizes = fitted(request, found.value, routed.columns, sizes)
     return replace(
         found,
         gathered=routed,

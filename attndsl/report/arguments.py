@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
 from attndsl.diagnostics import ArgumentError, did_you_mean
-from attndsl.ir.nodes import find
-from attndsl.ir.program import Program, Scalar, Tensor
+from attndsl.ir.nodes import Node, find
+from attndsl.ir.program import Program, Scalar, Select, Tensor
 from attndsl.ir.text import roots
+from attndsl.runtime.choice_blocks import block_count
+from attndsl.runtime.choice_numbers import block_sizes
 from attndsl.runtime.dims import compute_dim
 
 Number = bool | int | float
 MOST_ENTRIES = 1 << 30  # of a random tensor
+MOST_LISTED = 4  # blocks of each row of a random list
 Parameter = torch.Tensor | bool | int | float
 
 
@@ -82,7 +85,7 @@ def random_parameters(
             )
             raise ArgumentError(f"{program.name} has no scalar or dimension `{name}`: {hint}")
     scalars = {s.name: given.get(s.name, plausible(s, sizes)) for s in program.scalars}
-    lengths = {**sizes.named, **bound_dimensions(program, sizes)}
+    lengths = {**sizes.named, **bound_dimensions(program, sizes, scalars)}
     lengths |= {name: int(given[name]) for name in program.bound_dims if name in given}
     random = torch.Generator().manual_seed(seed)
     drawn: dict[str, Parameter] = dict(scalars)
@@ -106,8 +109,15 @@ def plausible(scalar: Scalar, sizes: Sizes) -> Number:
     return values[scalar.kind]
 
 
-def bound_dimensions(program: Program, sizes: Sizes) -> dict[str, int]:
-    """A length for every dimension that a tensor names itself, from how it is indexed."""
+def bound_dimensions(
+    program: Program, sizes: Sizes, scalars: Mapping[str, Number] | None = None
+) -> dict[str, int]:
+    """A length for every dimension that a tensor names itself, from how it is indexed.
+
+    scalars  on which the lengths of blocks may depend; plausible ones unless they are given
+    """
+    if scalars is None:
+        scalars = {s.name: plausible(s, sizes) for s in program.scalars}
     axes = {
         "b": sizes.batch,
         "h": sizes.heads,
@@ -116,12 +126,51 @@ def bound_dimensions(program: Program, sizes: Sizes) -> dict[str, int]:
         "d": sizes.value_dim,
     }
     lengths: dict[str, int] = {}
-    for lookup in {node for root in roots(program) for node in find(root, "lookup", "dot")}:
+    for select in program.selects:
+        blocks = blocks_of(select, sizes, scalars)
+        if select.keep == "given":
+            dims = program.tensor(select.given).dims
+            lengths |= {d.name: n for d, n in zip(dims[2:], blocks.given, strict=True)}
+        learn_lengths(program, select_roots(select), axes | blocks.axes, lengths)
+    rest = replace(program, selects=())
+    learn_lengths(program, roots(rest), axes, lengths)
+    either = max(sizes.nq, sizes.nk)
+    return {name: lengths.get(name, either) for name in program.bound_dims}
+
+
+def select_roots(select: Select) -> list[Node]:
+    """What a select computes with."""
+    return [node for node in (select.rank, select.where, select.limit) if node is not None]
+
+
+def learn_lengths(
+    program: Program, nodes: Iterable[Node], axes: Mapping[str, int], lengths: dict[str, int]
+) -> None:
+    """Adds lengths of dimensions that are looked up by a bare index."""
+    for lookup in {node for root in nodes for node in find(root, "lookup", "dot")}:
         for dim, index in zip(program.tensor(lookup.name).dims, lookup.args, strict=False):
             if dim.op == "size" and index.op == "index":
                 lengths[dim.name] = max(axes[index.name], lengths.get(dim.name, 0))
-    either = max(sizes.nq, sizes.nk)
-    return {name: lengths.get(name, either) for name in program.bound_dims}
+
+
+@dataclass(frozen=True)
+class BlockCounts:
+    """axes   blocks up to the last of the call, by "i" and "j"
+    given  the two last dimensions of a tensor that lists blocks
+    """
+
+    axes: dict[str, int]
+    given: tuple[int, int]
+
+
+def blocks_of(select: Select, sizes: Sizes, scalars: Mapping[str, Number]) -> BlockCounts:
+    m, n = block_sizes(select, sizes.named, scalars)
+    queries, keys = (
+        block_count(sizes.nq, m, sizes.q_offset),
+        block_count(sizes.nk, n, sizes.k_offset),
+    )
+    ends = {"i": sizes.q_offset // m + queries, "j": sizes.k_offset // n + keys}
+    return BlockCounts(ends, (queries, max(1, min(keys, MOST_LISTED))))
 
 
 def draw(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from attndsl.diagnostics import ArgumentError
 from attndsl.report.cpu import cpu
 from attndsl.report.measurement import Report, milliseconds, summary
 from attndsl.report.preparation import masks
 from attndsl.report.progress import progress
+from attndsl.report.routing_bench import routing
 from attndsl.report.sparsity import sparsity
 
 # -- startup --------------------------------------------------------------------------------
@@ -59,11 +61,16 @@ def example_files() -> list[Path]:
 SUITES: dict[str, Callable[[], Report]] = {
     "cpu": cpu,
     "masks": masks,
+    "routing": routing,
     "sparsity": lambda: sparsity(example_files()),
     "startup": startup,
 }
 
 
-def measure(suite: str) -> Report:
-    """Runs a suite."""
-    return SUITES[suite]()
+def measure(suite: str, lengths: Sequence[int] | None = None, device: str | None = None) -> Report:
+    """Runs a suite. Raises ArgumentError for lengths or a device where the suite has its own."""
+    if lengths is None and device is None:
+        return SUITES[suite]()
+    if suite != "routing":
+        raise ArgumentError(f"{suite}: only the suite `routing` takes --lengths and --device")
+    return routing(lengths, device)

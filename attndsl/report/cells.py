@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from attndsl.diagnostics import ArgumentError
 from attndsl.ir.program import Program
 from attndsl.report.arguments import Number, Parameter, Sizes, random_parameters
+from attndsl.report.routed_call import names_read, pictured_call
 from attndsl.runtime.arguments import slots_of
 from attndsl.runtime.tiles import classify_tiles, facts_of
 from attndsl.runtime.views import (
@@ -32,6 +33,8 @@ NOTHING, MASKED, MIXED, KEPT, ALL = range(5)
 MOST_TILES = 1 << 22  # of a size that the user asked for; beyond, a tile is as large as a cell
 MOST_PANELS = 12
 USUAL_BLOCK = 128
+
+Inputs = tuple[Tensor, Tensor]  # query [B, H, Nq, D] and key [B, Hk, Nk, D]
 
 
 @dataclass(frozen=True)
@@ -71,16 +74,39 @@ class Cells:
 def parameters_of(
     attention: Attention, sizes: Sizes, given: Mapping[str, Number], seed: int
 ) -> dict[str, Parameter]:
-    """What the mask reads: as given, else a default or something random."""
-    needed = needed_by_mask(attention.program, {})
-    return random_parameters(attention.program, sizes, given, seed=seed, only=needed)
+    """What the mask and its selects read: as given, else a default or something random."""
+    program = attention.program
+    needed = needed_by_mask(program, {}).union(*map(names_read, program.selects))
+    return random_parameters(program, sizes, given, seed=seed, only=needed)
 
 
-def view_of(program: Program, sizes: Sizes, parameters: Mapping[str, Parameter]) -> View:
-    """The call that a picture is of. Raises ArgumentError."""
+def call_of(
+    program: Program,
+    sizes: Sizes,
+    parameters: Mapping[str, Parameter],
+    inputs: Inputs | None = None,
+    seed: int = 0,
+) -> tuple[Program, View]:
+    """What a picture is of: a program without selects, and a call of it. What they choose is in
+    tables: from query and key, random ones unless they are given. Raises ArgumentError."""
     named = {name: extent for name, extent in sizes.named.items() if name != "G"}
     offsets = (sizes.q_offset, sizes.k_offset)
-    return view(program, slots_of(program), named, *offsets, None, parameters)
+    plain = replace(program, selects=())
+    seen = view(plain, slots_of(program), named, *offsets, None, parameters)
+    if not program.selects:
+        return program, seen
+    shown = pictured_call(program, seen, inputs or random_inputs(sizes, seed))
+    return shown.program, shown.seen
+
+
+def random_inputs(sizes: Sizes, seed: int) -> Inputs:
+    """Query and key, normal."""
+    random = torch.Generator().manual_seed(seed + 1)
+    shapes = (sizes.heads, sizes.nq), (sizes.kv_heads, sizes.nk)
+    query, key = (
+        torch.randn((sizes.batch, *shape, sizes.head_dim), generator=random) for shape in shapes
+    )
+    return query, key
 
 
 def tiles_of(program: Program, seen: View, block: tuple[int, int]) -> Tensor:
@@ -94,14 +120,17 @@ def cells_of(
     parameters: Mapping[str, Parameter],
     wish: Wish,
     pixels: tuple[int, int],
+    inputs: Inputs | None = None,
+    seed: int = 0,
 ) -> Cells:
     """The cells of pictures that are at most pixels = (high, wide).
+
+    inputs, seed  as in `call_of`
 
     Nothing of the size of the mask is computed where that is larger than the picture. Raises
     ArgumentError.
     """
-    program = attention.program
-    seen = view_of(program, sizes, parameters)
+    program, seen = call_of(attention.program, sizes, parameters, inputs, seed)
     lengths = (sizes.nq, sizes.nk)
     least = [max(1, -(-n // most)) for n, most in zip(lengths, pixels, strict=True)]
     block = wish.block or usual_block(max(lengths))

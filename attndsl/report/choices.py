@@ -13,8 +13,7 @@ from attndsl.ir.nodes import TRUE, Node, find, is_const, topological
 from attndsl.ir.program import Select
 from attndsl.reference import evaluate
 from attndsl.report.draws import pieces, spread
-from attndsl.runtime.arguments import INT_LIMIT
-from attndsl.runtime.dims import compute_dim
+from attndsl.runtime.choice_numbers import block_sizes, most_kept
 from attndsl.runtime.views import View
 
 AT_ONCE = 1 << 22  # pairs of blocks
@@ -44,6 +43,7 @@ class Choice:
     kept           those that can be chosen, at most
     entries        rows of those, each counted by itself, of all query heads
     listed         how long a list is, where that is known
+    group          query heads that choose together
     is_sample      whether the last three are estimates
     unknown        a tensor that `where` or the limit reads and that is not given, "" where there is
                    none: these figures are then without what reads it
@@ -60,23 +60,19 @@ class Choice:
     kept: int
     entries: int
     listed: int | None
+    group: int
     is_sample: bool
     unknown: str
-
-    @property
-    def pairs(self) -> int:
-        """Queries by keys in what is chosen, at most."""
-        return self.entries * self.columns
 
 
 def choice_of(select: Select, seen: View) -> Choice:
     """Counts for the sizes, scalars and tensors of a view. Raises ArgumentError for a scalar that
-    is missing, and for blocks of less than one position."""
-    rows = extent_of(select, select.rows, seen)
-    columns = extent_of(select, select.columns, seen)
+    is missing, and for blocks without a position."""
     unknown = missing_tensor(select, seen)
+    rows, columns = block_sizes(select, seen.sizes, seen.scalars)
     sizes = seen.sizes
     heads = sizes["Hk"] if select.per_group else sizes["H"]
+    group = sizes["G"] if select.per_group else 1
     runs = list(runs_of(rows, columns, seen))
     copies = sizes["B"] // len(runs) if runs else 0
     in_all = copies * heads * sum(i.count * j.count for i, j in runs)
@@ -95,8 +91,9 @@ def choice_of(select: Select, seen: View) -> Choice:
         in_all=in_all,
         candidates=candidates,
         kept=kept,
-        entries=entries * (sizes["G"] if select.per_group else 1),
+        entries=entries * group,
         listed=listed_by(select, keys, seen),
+        group=group,
         is_sample=counter.is_sample,
         unknown=unknown,
     )
@@ -106,27 +103,14 @@ def listed_by(select: Select, keys: int, seen: View) -> int | None:
     """How many blocks a list has room for."""
     if select.keep == "given" and select.given in seen.tensors:
         return int(seen.tensors[select.given].shape[3])
-    if select.keep != "top" or select.limit is None or select.limit.varies:
-        return None
-    return max(1, min(int(evaluate(select.limit, seen.values)), keys))
-
-
-def extent_of(select: Select, node: Node, seen: View) -> int:
-    """How many positions a block has."""
-    for leaf in find(node, "scalar"):
-        if leaf.name not in seen.scalars:
-            raise ArgumentError(f"missing {leaf.name}: {leaf.kind}, which `{select.name}` reads")
-    extent = compute_dim(node, seen.sizes, seen.scalars)
-    if not 1 <= extent <= INT_LIMIT:
-        raise ArgumentError(
-            f"{select.name}: its blocks would be of {extent} positions; expected 1 or more"
-        )
-    return extent
+    most = most_kept(select, seen.sizes, seen.scalars)
+    return None if most is None else max(1, min(most, keys))
 
 
 def missing_tensor(select: Select, seen: View) -> str:
     """What the candidates and the limit depend on and is not given; ArgumentError for scalars."""
-    reads = [node for node in (select.where, select.limit) if node is not None]
+    nodes = (select.rows, select.columns, select.where, select.limit)
+    reads = [node for node in nodes if node is not None]
     for leaf in topological(*reads):
         if leaf.op == "scalar" and leaf.name not in seen.scalars:
             raise ArgumentError(f"missing {leaf.name}: {leaf.kind}, which `{select.name}` reads")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attndsl.analysis.grids import coordinated
 from attndsl.analysis.warnings import warnings_of
-from attndsl.diagnostics import Diagnostic
+from attndsl.diagnostics import ArgumentError, Diagnostic
 from attndsl.ir.nodes import SCORE, Node, find, is_const
 from attndsl.ir.program import Program, Scalar
 from attndsl.plan.kernel_plan import Config, KernelPlan
@@ -26,6 +26,7 @@ from attndsl.report.routed_call import Shown, routed_part, shown_call
 from attndsl.report.routing import Routing, attending_lines, choosing_lines, select_lines
 from attndsl.report.table import figure, share, table
 from attndsl.report.visits import MOST_ERROR, UNKNOWN, Visits, table_of_tiles, visits_of
+from attndsl.runtime.arguments import check_input
 from attndsl.runtime.dims import write_type
 from attndsl.runtime.order import Order
 from attndsl.runtime.segments import reach_of
@@ -63,8 +64,8 @@ def explain(
     q_offset: object = 0,
     k_offset: object = 0,
     k_len: object = None,
-    query: Tensor | None = None,
-    key: Tensor | None = None,
+    query: object = None,
+    key: object = None,
     **parameters: object,
 ) -> str:
     """What a call of these sizes runs: `attn.explain(...)`. Takes what `attn.mask` takes; D is 64
@@ -77,10 +78,19 @@ def explain(
         D = USUAL_WIDTH
     sizes = {"Nq": Nq, "Nk": Nk, "B": B, "H": H, "Hk": Hk, "D": D}
     given = (sizes, q_offset, k_offset, k_len, parameters)
-    shown = shown_call(attention.program, *given, query, key)
+    shown = shown_call(attention.program, *given, inputs_of(query, key))
     target, width = target_here(attention), shown.seen.sizes["D"]
     dtype = "float32" if target == "cpu" else "bfloat16"
     return describe(shown, target, dtype, width, width)
+
+
+def inputs_of(query: object, key: object) -> tuple[Tensor, Tensor] | None:
+    """Both, or neither."""
+    if query is None and key is None:
+        return None
+    if query is None or key is None:
+        raise ArgumentError(f"{'query' if query is None else 'key'}: give query= and key=, or none")
+    return check_input("query", query, "[B, H, Nq, D]"), check_input("key", key, "[B, Hk, Nk, D]")
 
 
 def gives_width(program: Program, given: Mapping[str, object]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,18 +13,20 @@ from torch import Tensor
 
 from attndsl.diagnostics import ArgumentError
 from attndsl.ir.nodes import find
+from attndsl.ir.program import Program
 from attndsl.report.arguments import Number, Parameter, Sizes
 from attndsl.report.cells import (
     MOST_TILES,
     Cells,
+    Inputs,
     Wish,
+    call_of,
     cells_of,
     chosen_head,
     fitting,
     how_many,
     parameters_of,
     tiles_of,
-    view_of,
 )
 from attndsl.report.image import Labels, png, sheet_of, svg
 from attndsl.report.table import share
@@ -45,9 +48,10 @@ def show(
     wish: Wish,
     *,
     seed: int = 0,
+    inputs: Inputs | None = None,
 ) -> str:
     """The mask as a picture for a terminal: queries downwards, keys to the right, a cell for each
-    tile.
+    tile. What selects choose is drawn for the query and key given, else for random ones.
 
     A tile is as small as the terminal allows, or as large as wished for; where even those are too
     many, a cell stands for several. Heads and batches get a picture each where they differ. What
@@ -59,8 +63,8 @@ def show(
     if -(-sizes.nq // size) * -(-sizes.nk // size) > MOST_TILES:
         size = fitting(cell, size)
     parameters = parameters_of(attention, sizes, given, seed)
-    seen = view_of(attention.program, sizes, parameters)
-    tiles = chosen_head(tiles_of(attention.program, seen, (size, size)), sizes, wish)
+    program, seen = call_of(attention.program, sizes, parameters, inputs, seed)
+    tiles = chosen_head(tiles_of(program, seen, (size, size)), sizes, wish)
     shown = merge(tiles, max(1, -(-cell // size)))
     symbols = ASCII if wish.plain else BLOCKS
     parts = [
@@ -77,7 +81,16 @@ def show(
         parts += ["", *([", ".join(titles)] if titles else []), picture]
     if len(pictures) > MOST_PICTURES:
         parts += ["", f"and {len(pictures) - MOST_PICTURES} more"]
-    return "\n".join([*parts, "", legend(tiles, size, symbols)])
+    note = chosen_by(attention.program, inputs, seed)
+    return "\n".join([*parts, "", *([note] if note else []), legend(tiles, size, symbols)])
+
+
+def chosen_by(program: Program, inputs: Inputs | None, seed: int) -> str:
+    """What decided what selects choose; nothing where there are none."""
+    names = ", ".join(f"`{select.name}`" for select in program.selects)
+    if not names or inputs is not None:
+        return f"{names}: chosen by the query and key given" if names else ""
+    return f"{names}: chosen by random queries and keys, seed {seed}"
 
 
 def draw_file(
@@ -88,6 +101,7 @@ def draw_file(
     wish: Wish,
     *,
     seed: int = 0,
+    inputs: Inputs | None = None,
 ) -> None:
     """Writes the mask and its tiles as an image: a pixel or more for each pair where the mask is
     small, else for a cell of many, which is drawn from what is known of it as a tile.
@@ -99,8 +113,12 @@ def draw_file(
         raise ArgumentError(f"{path}: an image ends in .png or .svg")
     pixels = extent_of(sizes, how_many(attention, sizes, wish))
     parameters = parameters_of(attention, sizes, given, seed)
-    cells = cells_of(attention, sizes, parameters, wish, pixels)
-    sheet = sheet_of(cells, labels_of(attention, sizes, parameters, cells), pixels)
+    cells = cells_of(attention, sizes, parameters, wish, pixels, inputs, seed)
+    labels = labels_of(attention, sizes, parameters, cells)
+    note = chosen_by(attention.program, inputs, seed).replace("`", "")
+    if note:
+        labels = replace(labels, title=f"{labels.title}, {note}")
+    sheet = sheet_of(cells, labels, pixels)
     data = png(sheet) if suffix == ".png" else svg(sheet).encode()
     Path(path).write_bytes(data)
 

@@ -5,26 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from attndsl.ir.nodes import find, is_const
-from attndsl.ir.program import Program, Select
+import torch
+from torch import Tensor
+
+from attndsl.ir.nodes import chosen, find, is_const
+from attndsl.ir.program import Program
 from attndsl.plan.kernel_plan import KernelPlan
 from attndsl.report.choices import Choice
 from attndsl.report.formulas import formula
 from attndsl.report.table import figure, share
 from attndsl.runtime.views import View
-from attndsl.transform.route import Form, has_lists, used_selects
+from attndsl.transform.route import Form, has_lists, is_positive, used_selects
 
+FEW_ROWS = 16  # of a tile where blocks have few
 RANK_BYTES = 4  # float32, whatever the inputs
-
-
-@dataclass(frozen=True)
-class Lists:
-    """What the lists of a call hold: rows, each counted for every block that it chose and query
-    head; tiles of so many of these rows, by the rows of a tile."""
-
-    entries: int
-    tiles: int
-    rows_of_tile: int
 
 
 @dataclass(frozen=True)
@@ -34,7 +28,7 @@ class Routing:
     program   as the user wrote it
     form      what the choices are kept as
     choices   of the selects that the mask names
-    lists     what lists hold, where query and key were given
+    lists     int [B, H or Hk, Nq, T] of blocks within the call, where query and key were given
     is_known  whether the tiles of form "table" are those of a choice; else they are those of all
               candidates
     has_tiles whether tiles of form "table" can be told
@@ -43,7 +37,7 @@ class Routing:
     program: Program
     form: Form
     choices: tuple[Choice, ...]
-    lists: Lists | None = None
+    lists: Tensor | None = None
     is_known: bool = False
     has_tiles: bool = True
 
@@ -81,16 +75,9 @@ def reason_of(program: Program) -> str:
         return f"how many blocks `keep {select.keep}` keeps is not known before"
     if not has_lists(select):
         return f"`{formula(select.limit)}` differs" if select.limit is not None else ""
-    if not all_positive(program, select):
+    if not is_positive(program.mask, chosen(select.name)):
         return f"the mask may lose pairs by `{select.name}`"
     return "every query chooses for itself, a number of blocks that is known before"
-
-
-def all_positive(program: Program, select: Select) -> bool:
-    from attndsl.ir.nodes import chosen
-    from attndsl.transform.route import is_positive
-
-    return is_positive(program.mask, chosen(select.name))
 
 
 # -- choosing ---------------------------------------------------------------------------------
@@ -109,7 +96,7 @@ def choosing_lines(routing: Routing, seen: View) -> list[str]:
 
 
 def costs_of(choice: Choice, routing: Routing, seen: View) -> Iterator[str]:
-    select, about = choice.select, "~" if choice.is_sample else ""
+    select = choice.select
     per = "key head" if select.per_group else "head"
     yield (
         f"blocks   {choice.queries:,} of {counted(choice.rows, 'query', 'queries')} and "
@@ -119,21 +106,26 @@ def costs_of(choice: Choice, routing: Routing, seen: View) -> Iterator[str]:
     if pooled:
         yield f"pooled   {pooled}"
     if select.rank is not None:
-        yield f"ranks    {ranks_text(choice, about)}"
-    yield f"chosen   at most {about}{choice.kept:,} blocks{each_text(choice)}"
+        yield f"ranks    {ranks_text(choice)}"
+    yield f"chosen   at most {shown(choice.kept, choice)} blocks{each_text(choice)}"
     yield f"kept as  {kept_text(choice, routing.form)}"
 
 
-def ranks_text(choice: Choice, about: str) -> str:
+def ranks_text(choice: Choice) -> str:
     """How many pairs of blocks have a rank that counts."""
     if is_const(choice.select.where, True):
         return f"{choice.in_all:,}, of all pairs of blocks, in float32"
     part = share(choice.candidates, choice.in_all)
-    text = f"of {about}{choice.candidates:,} of {choice.in_all:,} pairs of blocks ({part}), "
-    text += "those that `where` lets be, in float32"
+    text = f"of {shown(choice.candidates, choice)} of {choice.in_all:,} pairs of blocks ({part}), "
+    text += "those that `where` admits, in float32"
     if choice.unknown:
         text += f"; fewer by `{choice.unknown}`, which is not given"
     return text
+
+
+def shown(number: int, choice: Choice) -> str:
+    """A figure of a choice; of an estimate no more digits than are known."""
+    return f"~{figure(number, '').strip()}" if choice.is_sample else f"{number:,}"
 
 
 def counted(number: int, one: str, many: str = "") -> str:
@@ -184,34 +176,47 @@ def attending_lines(routing: Routing, plan: KernelPlan) -> list[str]:
     plan  of the pairs that the lists add
     """
     (choice,) = routing.choices
-    name, lists = choice.select.name, routing.lists
-    entries = choice.entries if lists is None else lists.entries
-    about = ("~" if choice.is_sample else "") if lists is None else ""
-    most = "at most " if lists is None else ""
+    entries, most = choice.entries, "at most "
+    if routing.lists is not None:
+        entries, most = int((routing.lists >= 0).sum()) * choice.group, ""
+        rows = f"{entries:,}"
+    else:
+        rows = f"at most {shown(entries, choice)}"
+        most += "~" if choice.is_sample else ""
     pairs = entries * choice.columns
     lines = [
-        f"queries that chose a block share its tiles: {most}{about}{entries:,} rows of queries and "
-        f"{most}{about}{figure(pairs, 'pairs')} are computed"
+        f"gathered: the queries that chose a block share its tiles, {rows} rows and "
+        f"{most}{figure(pairs, 'pairs')}"
     ]
     if not is_const(plan.program.mask, True):
         lines.append(f"of these take part: `{formula(plan.program.mask)}`")
     if plan.request.backend == "triton":
-        lines += tile_lines(choice, lists, plan)
-    width, value_width = plan.request.head_dim, plan.request.value_dim
-    work = 2 * pairs * (width + value_width)
-    lines.append(f"forward: {most}{about}{figure(work, 'FLOP')} in matrix products")
-    if lists is None:
-        lines.append(f"what `{name}` really chooses is counted where query= and key= are given")
+        lines.append(f"forward: {tiles_text(choice, routing.lists, plan)}")
+    work = 2 * pairs * (plan.request.head_dim + plan.request.value_dim)
+    lines.append(f"forward: {most}{figure(work, 'FLOP')} in matrix products")
+    if routing.lists is None:
+        lines.append("what is really chosen is counted where query= and key= are given")
     return lines
 
 
-def tile_lines(choice: Choice, lists: Lists | None, plan: KernelPlan) -> list[str]:
-    """The tiles of the forward kernel."""
+def tiles_text(choice: Choice, lists: Tensor | None, plan: KernelPlan) -> str:
+    """The tiles of the forward kernel: of each list and block the rows that hold it."""
     high, wide = plan.forward.block_m, plan.forward.block_n
-    steps = -(-choice.columns // wide)
+    room = choice.queries * (choice.listed or choice.keys)  # entries of a list
+    if room < FEW_ROWS * choice.keys or choice.queries < FEW_ROWS:
+        high = min(FEW_ROWS, high)
     if lists is not None:
-        tiles = f"{lists.tiles:,} tiles"
+        tiles = f"{choice.group * tiles_of_lists(lists, choice.keys, high):,}"
     else:
-        heads = choice.lists * max(1, choice.entries // max(1, choice.kept * choice.rows))
-        tiles = f"at most {choice.entries // high + heads * choice.keys:,} tiles"
-    return [f"forward: {tiles} of {high} rows, {counted(steps, 'step')} of {wide} keys each"]
+        ends = choice.lists * choice.group * min(choice.keys, room)
+        most = min(choice.entries, choice.entries // high + ends)
+        tiles = f"at most {shown(most, choice)}"
+    steps = counted(-(-choice.columns // wide), "step")
+    return f"{tiles} tiles of {high} rows, in each {steps} of {wide} keys"
+
+
+def tiles_of_lists(lists: Tensor, blocks: int, high: int) -> int:
+    flat = lists.flatten(0, 1).flatten(1).to(torch.int64)
+    counts = torch.zeros((flat.shape[0], blocks + 1), dtype=torch.int64, device=flat.device)
+    counts.scatter_add_(1, torch.where(flat < 0, blocks, flat), torch.ones_like(flat))
+    return int(((counts[:, :blocks] + high - 1) // high).sum())

@@ -106,7 +106,14 @@ def check_names(what: str, given: Mapping[str, object], known: set[str]) -> None
 
 
 def check_alike(a: Program, b: Program) -> None:
-    """Parameters of the same name must be of the same kind: they get the same value."""
+    """Parameters of the same name must be of the same kind: they get the same value. What a select
+    chooses is not known without queries and keys. Raises ArgumentError."""
+    for program in (a, b):
+        for select in program.selects:
+            raise ArgumentError(
+                f"{program.name}: what `{select.name}` chooses depends on queries and keys: "
+                "its mask cannot be compared"
+            )
     known = {parameter.name: parameter for parameter in a.parameters}
     for parameter in b.parameters:
         other = known.get(parameter.name, parameter)

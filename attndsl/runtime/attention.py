@@ -16,7 +16,8 @@ from attndsl.ir.program import Program, Scalar
 from attndsl.ir.program import Tensor as TensorParameter
 from attndsl.plan.kernel_plan import Request
 from attndsl.reference import Call, attend
-from attndsl.runtime import arguments, cache, operators, views
+from attndsl.runtime import arguments, cache, operators, routing, views
+from attndsl.transform.route import used_selects
 
 DTYPE_NAMES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
 # Tables are taken to be as wide as they usually are: a learned one in float32, ids in int32.
@@ -52,6 +53,7 @@ class Attention:
         self._handle = operators.register(program)
         self._slots = arguments.slots_of(program)
         self._const_names = tuple(self.consts)
+        self._has_choices = bool(used_selects(program))
         self._is_softmax = program.weights.form == "softmax"
         self.__doc__ = describe(program)
 
@@ -100,20 +102,15 @@ class Attention:
         backend = self.backend
         if backend == "auto":
             backend = "triton" if taken.inputs[0].device.type == "cuda" else "torch"
+        handle, tensors = self._handle, list(taken.tensors.values())
+        numbered = (taken.q_number, taken.k_number)
+        batched = (taken.q_offsets, taken.k_offsets, taken.k_len, numbers)
+        if self._has_choices:
+            query, key, _ = taken.inputs
+            parts = (query, key, tensors, ints, floats, *numbered, *batched)
+            handle, tensors = routing.choose(handle, *parts)
         out, _, stat = operators.forward(
-            *taken.inputs,
-            list(taken.tensors.values()),
-            ints,
-            floats,
-            factor,
-            taken.q_number,
-            taken.k_number,
-            taken.q_offsets,
-            taken.k_offsets,
-            taken.k_len,
-            numbers,
-            self._handle,
-            backend,
+            *taken.inputs, tensors, ints, floats, factor, *numbered, *batched, handle, backend
         )
         return (out, stat) if return_lse else out
 
@@ -191,6 +188,39 @@ class Attention:
                 "has a logarithm of the denominator"
             )
 
+    def select(
+        self,
+        /,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        *more: object,
+        q_offset: int | Tensor = 0,
+        k_offset: int | Tensor = 0,
+        k_len: Tensor | None = None,
+        **parameters: object,
+    ) -> Tensor | dict[str, Tensor]:
+        """What the program's select chooses, as a select with `given` takes it.
+
+        query [B, H, Nq, D], key [B, Hk, Nk, D]; the rest as in a call. Returns int32
+        [B, H or Hk, Ni, T]: for every block of queries of the call the indices of the chosen blocks
+        of keys, rising, with -1 behind. A program with several selects gives a dict by name. It
+        waits for the device where T depends on the ranks. Raises ArgumentError.
+        """
+        from attndsl.runtime.choose import chosen_blocks, inputs_of
+
+        # Nothing is read of a value: the key stands for one.
+        taken = self._take((query, key, key, *more), None, q_offset, k_offset, k_len, parameters)
+        inputs = inputs_of(
+            self.program,
+            *taken.inputs[:2],
+            list(taken.tensors.values()),
+            taken.scalars,
+            taken.q_number if taken.q_offsets is None else taken.q_offsets,
+            taken.k_number if taken.k_offsets is None else taken.k_offsets,
+            taken.k_len,
+        )
+        return chosen_blocks(self.program, inputs)
+
     def mask(
         self,
         /,
@@ -204,17 +234,20 @@ class Attention:
         q_offset: int | Tensor = 0,
         k_offset: int | Tensor = 0,
         k_len: Tensor | None = None,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
         **parameters: object,
     ) -> Tensor:
         """Which pairs take part: bool [B or 1, H or 1, Nq, Nk], 1 where the mask does not vary.
 
         Sizes come from the tensors given, else from here; B, H, Hk and D are 1 unless given. The
         result is on the device of the tensors given, else on the CPU.
+        query [B, H, Nq, D], key [B, Hk, Nk, D]   what selects choose from, where the mask has any
         Parameters that the mask does not read may be left out. Raises ArgumentError.
         """
         sizes = {"Nq": Nq, "Nk": Nk, "B": B, "H": H, "Hk": Hk, "D": D}
-        seen = self._view(more, sizes, q_offset, k_offset, k_len, parameters)
-        return views.mask_pairs(self.program, seen)
+        call = (q_offset, k_offset, k_len, parameters, query, key)
+        return views.mask_pairs(*self._view(more, sizes, *call))
 
     def tiles(
         self,
@@ -230,6 +263,8 @@ class Attention:
         q_offset: int | Tensor = 0,
         k_offset: int | Tensor = 0,
         k_len: Tensor | None = None,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
         **parameters: object,
     ) -> Tensor:
         """Which tiles take part: int8 [B or 1, H or 1, rows, columns]; 0 empty, 1 partial, 2 full.
@@ -246,9 +281,9 @@ class Attention:
         if "block" in (p.name for p in self.parameters) and not isinstance(block, (tuple, list)):
             parameters["block"], block = block, (128, 128)
         extent = views.take_block(block)
-        seen = self._view(more, sizes, q_offset, k_offset, k_len, parameters)
-        facts = facts_of(self.program, seen.is_aligned)
-        return classify_tiles(facts, seen, extent)
+        call = (q_offset, k_offset, k_len, parameters, query, key)
+        program, seen = self._view(more, sizes, *call)
+        return classify_tiles(facts_of(program, seen.is_aligned), seen, extent)
 
     def _view(
         self,
@@ -258,9 +293,15 @@ class Attention:
         k_offset: object,
         k_len: object,
         parameters: Mapping[str, object],
-    ) -> views.View:
+        query: object,
+        key: object,
+    ) -> tuple[Program, views.View]:
+        """The program without selects, and the call that its mask is evaluated on."""
+        from attndsl.runtime.routed_views import routed_view
+
         arguments.refuse_positional(more, "sizes and parameters are given by name: Nq=..., Nk=...")
-        return views.view(self.program, self._slots, sizes, q_offset, k_offset, k_len, parameters)
+        call = (sizes, q_offset, k_offset, k_len, parameters, query, key)
+        return routed_view(self.program, self._slots, *call)
 
     def source(
         self,
@@ -290,7 +331,10 @@ class Attention:
         for argument, extent in (("head_dim", head_dim), ("value_dim", width)):
             check_width(argument, extent, backend)
         item = arguments.DTYPES["float"][widths.index(name)].itemsize
-        floats = tuple(t.name for t in self.program.tensors if t.kind == "float")
+        program = self.program
+        if self._has_choices:
+            program = routing.routed(self._handle, routing.form_of(self._handle), ()).program
+        floats = tuple(t.name for t in program.tensors if t.kind == "float")
         request = Request(
             backend=backend,
             target=target if backend == "triton" else "cpu",
@@ -298,10 +342,10 @@ class Attention:
             head_dim=head_dim,
             value_dim=width,
             grads=floats if kind == "backward" else (),
-            tensor_dtypes=tuple(TABLE_DTYPES[t.kind] for t in self.program.tensors),
+            tensor_dtypes=tuple(TABLE_DTYPES[t.kind] for t in program.tensors),
             aligned=(head_dim * item) % 16 == 0 and (width * item) % 16 == 0,
         )
-        return cache.generate(self.program, request)
+        return cache.generate(program, request)
 
     def explain(self, /, *more: object, **given: object) -> str:
         """What will run for given sizes and parameters, and why, for a person.

@@ -33,7 +33,7 @@ from attndsl.runtime.choice_numbers import block_sizes, is_number, most_kept, nu
 from attndsl.runtime.choice_ranks import Evaluation, Inputs
 
 MOST_RANKS = 1 << 24  # held at once
-MOST_RANKS_CPU = 1 << 20  # there they should stay in a cache
+MOST_RANKS_CPU = 1 << 19  # there they should stay in a cache
 MOST_LISTED = 1 << 22  # entries of lists that are looked at, at once
 
 
@@ -86,8 +86,10 @@ def list_width(choosing: Choosing) -> int:
         entries = choosing.inputs.tensors[choosing.select.given].shape[3]
     else:
         most, entries = choosing.most_kept, choosing.columns.count
-        entries = entries if most is None else torch.sym_min(most, entries)
-    return torch.sym_max(1, entries)
+        if most is not None:
+            entries = torch.sym_min(most, entries)  # type: ignore[no-untyped-call]
+    width: int = torch.sym_max(1, entries)  # type: ignore[no-untyped-call]
+    return width
 
 
 # The two forms
@@ -270,7 +272,7 @@ def given_numbers(choosing: Choosing, evaluation: Evaluation, rows: slice) -> Te
     low, high = columns.rows(numbers)
     valid &= low < high
     if select.where is not TRUE:
-        apart = numbers.unflatten(1, (choosing.inputs.sizes["Hk"], -1))
+        apart = torch.unflatten(numbers, 1, (choosing.inputs.sizes["Hk"], -1))
         found = evaluation.at_blocks(select.where, rows, apart, select.per_group)
         valid &= found.expand(apart.shape).flatten(1, 2)
     return without_repeats(torch.where(valid, numbers, columns.count), columns.count)

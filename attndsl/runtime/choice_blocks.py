@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attndsl.runtime.blocks import reduced
 
-MOST_WIDENED = 1 << 20  # elements that become float64 at once, while they are in a cache
+MOST_WIDENED = 1 << 16  # elements that become float64 at once, while they are in a cache
 MOST_GATHERED = 1 << 24  # elements that are copied at once
 
 Count = int | Tensor  # a number, or int64 [B]
@@ -74,7 +74,7 @@ class Axis:
 
     def indices(self, part: slice) -> Tensor:
         """Absolute indices of some blocks: int64 [1 or B, blocks]."""
-        return self.numbers(part) + as_column(self.first)
+        return self.numbers(part)[None] + as_column(self.first)
 
     def rows(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """The rows [low, high) that exist of numbered blocks: int64, numbers are [1 or B, ...]."""
@@ -133,7 +133,9 @@ def mean(rows: Tensor, dim: int) -> Tensor:
         slab = rows[0].numel()
         if slab > MOST_WIDENED:
             return torch.stack([mean(part, dim - 1) for part in rows.unbind(0)])
-        return torch.cat([mean(part, dim) for part in rows.split(MOST_WIDENED // slab)])
+        step = MOST_WIDENED // slab
+        parts = [rows[start : start + step] for start in range(0, len(rows), step)]
+        return torch.cat([mean(part, dim) for part in parts])
     return (rows.sum(dim, dtype=torch.float64) / rows.shape[dim]).to(torch.float32)
 
 
@@ -181,7 +183,7 @@ def pool_numbered(rows: Tensor, axis: Axis, numbers: Tensor, how: str) -> Tensor
     safe = at.clamp(0, axis.length - 1).flatten(1)[:, None, :, None]
     batches, heads, _, width = rows.shape
     taken = rows.gather(2, safe.expand(batches, heads, -1, width))
-    taken = taken.unflatten(2, at.shape[1:])
+    taken = torch.unflatten(taken, 2, at.shape[1:])
     if how == "mean":
         total = torch.where(inside, taken, 0).sum(3, dtype=torch.float64)
         return (total / inside.sum(3).clamp(min=1)).to(torch.float32)

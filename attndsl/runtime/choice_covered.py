@@ -7,8 +7,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from attndsl.analysis import build
+from attndsl.analysis.ranges import solve_keys
 from attndsl.analysis.tiles import classify
-from attndsl.ir.nodes import TRUE, Node
+from attndsl.ir.nodes import FALSE, TRUE, Node, bound, substitute
 from attndsl.ir.program import Routed
 from attndsl.reference import evaluate
 from attndsl.runtime.choice import Choosing, pieces
@@ -17,8 +19,16 @@ from attndsl.runtime.choice_ranks import DeviceValues
 
 @lru_cache(maxsize=256)
 def possible_of(mask: Node) -> Node:
-    """Whether a tile may have a pair that lists add."""
-    return classify(mask).possible
+    """Whether a tile of one row may have a pair of the mask: from the facts of the tile, and from
+    the ranges of keys that a row needs."""
+    k_lo, k_hi = bound("k_lo"), bound("k_hi")
+    row = {bound("lo"): bound("q_lo"), bound("hi"): bound("q_lo")}
+    met = FALSE
+    for segment in solve_keys(mask).segments:
+        lo, hi = (substitute(end, row) for end in (segment.lo, segment.hi))
+        both = build.both(build.at_most(lo, k_hi), build.less(k_lo, hi), build.less(lo, hi))
+        met = build.either(met, both)
+    return build.both(classify(mask).possible, met)
 
 
 def drop_covered(lists: Tensor, routed: Routed, choosing: Choosing) -> None:
@@ -38,7 +48,7 @@ def may_add(possible: Node, part: Tensor, rows: slice, choosing: Choosing) -> Te
     inputs, device = choosing.inputs, part.device
     sizes = inputs.sizes
     heads = (sizes["Hk"], sizes["G"])
-    numbers = part.clamp(min=0).to(torch.int64).unflatten(1, (sizes["Hk"], -1))
+    numbers = torch.unflatten(part.clamp(min=0).to(torch.int64), 1, (sizes["Hk"], -1))
     low, high = choosing.columns.rows(numbers)
     offsets = [as_leaf(offset) for offset in (inputs.q_offset, inputs.k_offset)]
     q = torch.arange(rows.start, rows.stop, device=device)[:, None] + offsets[0]

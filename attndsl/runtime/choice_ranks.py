@@ -164,7 +164,7 @@ class Evaluation:
                 self._pools[name] = pool(source, axis, how)
             found = self._pools[name][:, :, taken]
         if of_query:
-            return found.unflatten(1, self.heads).unsqueeze(4)
+            return torch.unflatten(found, 1, self.heads).unsqueeze(4)
         return found[:, :, None, None]
 
     # Tables
@@ -199,7 +199,7 @@ class Evaluation:
         for dim, name in enumerate(order):
             if name not in names:
                 table = table.unsqueeze(dim)
-        table = table.unflatten(1, self.heads) if "h" in names else table.unsqueeze(2)
+        table = torch.unflatten(table, 1, self.heads) if "h" in names else table.unsqueeze(2)
         dtypes = {"bool": torch.bool, "int": torch.int64, "float": torch.float32}
         return table.to(dtypes[node.kind])
 
@@ -309,5 +309,5 @@ def multiply(x: Tensor, y: Tensor) -> Tensor:
     group, rows = x.shape[2:4]
     if y.shape[2] == 1:  # heads of a group read the same keys
         found = torch.matmul(x.flatten(2, 3), y.squeeze(2).transpose(-1, -2))
-        return found.unflatten(2, (group, rows))
+        return torch.unflatten(found, 2, (group, rows))
     return torch.matmul(x, y.transpose(-1, -2))

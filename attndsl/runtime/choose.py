@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from attndsl.diagnostics import ArgumentError
 from attndsl.ir.program import Program
@@ -35,34 +34,31 @@ def choose(
     program: str,
     form: str,
     routed: str,
+    q_shifted: bool,
+    k_shifted: bool,
 ) -> list[Tensor]:
-    """What the selects choose that the mask names, in the order of the program.
+    """The tensors that routing adds to a program, in its order: see `transform/route.py`.
 
     program  the text of the program with its selects; ints, floats and numbers as in `forward`
-    form     "lists": [NAME], "table": [NAME, NAME_sums] for each select, see `transform/route.py`
-    routed   the text of the program with lists, or "": blocks that add no pair are left out
+    form     "lists" or "table"
+    routed   of form "lists" the text of the program with lists: blocks that add no pair to its
+             mask are left out. "": all are listed
+    q_shifted, k_shifted   of form "table" whether `route` was told that the offset may not be 0
     """
-    loaded, inputs = inputs_of(
-        query,
-        key,
-        tensors,
-        ints,
-        floats,
-        q_offset,
-        k_offset,
-        q_offsets,
-        k_offsets,
-        k_len,
-        numbers,
-        program,
+    loaded = program_of(program)
+    scalars = unpack(loaded, ints, read_numbers(0.0, floats, numbers)[1])
+    offsets = (
+        q_offset if q_offsets is None else q_offsets,
+        k_offset if k_offsets is None else k_offsets,
     )
+    inputs = inputs_of(loaded, query, key, tensors, scalars, *offsets, k_len)
     given = {"q_offset": q_offsets, "k_offset": k_offsets, "k_len": k_len}
     check_values(inputs.sizes, inputs.scalars, 1.0, given)
     found: list[Tensor] = []
     with torch.no_grad(), no_autocast(query):
         for choosing in choosings(loaded, inputs):
             if form == "table":
-                found += tables_of(choosing)
+                found += tables_added(choosing, shifted_names(q_shifted, k_shifted))
                 continue
             lists = lists_of(choosing)
             lists_added = program_of(routed).routed if routed else None
@@ -88,21 +84,17 @@ def _(
     program: str,
     form: str,
     routed: str,
+    q_shifted: bool,
+    k_shifted: bool,
 ) -> list[Tensor]:
-    loaded, inputs = inputs_of(
-        query,
-        key,
-        tensors,
-        ints,
-        floats,
-        q_offset,
-        k_offset,
-        q_offsets,
-        k_offsets,
-        k_len,
-        numbers,
-        program,
+    loaded = program_of(program)
+    # No shape depends on a float: where the graph computes them, any will do.
+    scalars = unpack(loaded, ints, [0.0] * len(loaded.scalars) if numbers is not None else floats)
+    offsets = (
+        q_offset if q_offsets is None else q_offsets,
+        k_offset if k_offsets is None else k_offsets,
     )
+    inputs = inputs_of(loaded, query, key, tensors, scalars, *offsets, k_len)
     found: list[Tensor] = []
     for choosing in choosings(loaded, inputs):
         tall, wide = choosing.rows.count, choosing.columns.count
@@ -110,6 +102,8 @@ def _(
             extents, sums = (tall, wide), (tall + 1, wide + 1)
             found.append(query.new_empty((*choosing.shape, *extents), dtype=torch.bool))
             found.append(query.new_empty((*choosing.shape, *sums), dtype=torch.int32))
+            for _ in shifted_names(q_shifted, k_shifted):
+                found.append(query.new_empty(query.shape[:1], dtype=torch.int32))
         else:
             shape = (*choosing.shape, tall, list_width(choosing))
             found.append(query.new_empty(shape, dtype=torch.int32))
@@ -117,41 +111,6 @@ def _(
 
 
 def inputs_of(
-    query: Tensor,
-    key: Tensor,
-    tensors: Sequence[Tensor],
-    ints: Sequence[int],
-    floats: Sequence[float],
-    q_offset: int,
-    k_offset: int,
-    q_offsets: Tensor | None,
-    k_offsets: Tensor | None,
-    k_len: Tensor | None,
-    numbers: Tensor | None,
-    program: str,
-) -> tuple[Program, Inputs]:
-    """The program and the checked call. While a graph is traced that computes its floats they are
-    0: no shape depends on a float."""
-    loaded = program_of(program)
-    if numbers is None:
-        scalars = unpack(loaded, ints, floats)
-    elif isinstance(numbers, FakeTensor):
-        scalars = unpack(loaded, ints, [0.0] * len(loaded.scalars))
-    else:
-        scalars = unpack(loaded, ints, read_numbers(0.0, floats, numbers)[1])
-    return loaded, checked_inputs(
-        loaded,
-        query,
-        key,
-        list(tensors),
-        scalars,
-        q_offset if q_offsets is None else q_offsets,
-        k_offset if k_offsets is None else k_offsets,
-        k_len,
-    )
-
-
-def checked_inputs(
     program: Program,
     query: Tensor,
     key: Tensor,
@@ -168,6 +127,26 @@ def checked_inputs(
     named = {t.name: x.detach() for t, x in zip(program.tensors, tensors, strict=True)}
     place = (q_offset, k_offset, k_len)
     return Inputs(query.detach(), key.detach(), *place, sizes, scalars, named)
+
+
+def shifted_names(q_shifted: bool, k_shifted: bool) -> tuple[str, ...]:
+    shifted = (("q_offset", q_shifted), ("k_offset", k_shifted))
+    return tuple(name for name, is_shifted in shifted if is_shifted)
+
+
+def tables_added(choosing: Choosing, shifted: Sequence[str]) -> list[Tensor]:
+    """The tensors of a select in form "table": table, sums, and int32 [B] the index of the first
+    block of each axis that `shifted` names the offset of."""
+    batches, device = choosing.inputs.sizes["B"], choosing.inputs.device
+    firsts: list[Tensor] = []
+    for offset, axis in (("q_offset", choosing.rows), ("k_offset", choosing.columns)):
+        if offset not in shifted:
+            continue
+        if isinstance(axis.first, Tensor):
+            firsts.append(axis.first.to(torch.int32))
+        else:
+            firsts.append(torch.full((batches,), axis.first, dtype=torch.int32, device=device))
+    return [*tables_of(choosing), *firsts]
 
 
 def choosings(program: Program, inputs: Inputs) -> list[Choosing]:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from attndsl.diagnostics import ArgumentError
-from attndsl.ir.nodes import Node, find
-from attndsl.ir.program import SIZES, Program
+from attndsl.ir.nodes import Node, find, topological
+from attndsl.ir.program import SIZES, Program, Select
 from attndsl.reference import Number, Values, keep_pairs, positions
 from attndsl.runtime.arguments import Slot, check_values, collect, take_batch_ints, take_offset
 from attndsl.runtime.dims import bind_dims, is_binding, write_type
+from attndsl.transform.route import used_selects
 
 EMPTY, PARTIAL, FULL = 0, 1, 2  # what a tile is
 
@@ -31,10 +32,21 @@ class View:
     device: torch.device
 
     @property
-    def per_batch(self) -> tuple[str, ...]:
+    def batch_ints(self) -> dict[str, Tensor]:
         """Those of the offsets and lengths that are tensors."""
         given = {"q_offset": self.q_offset, "k_offset": self.k_offset, "k_len": self.k_len}
-        return tuple(name for name, value in given.items() if isinstance(value, Tensor))
+        return {name: value for name, value in given.items() if isinstance(value, Tensor)}
+
+    @property
+    def per_batch(self) -> tuple[str, ...]:
+        """The names of the offsets and lengths that are tensors."""
+        return tuple(self.batch_ints)
+
+    @property
+    def shifted(self) -> tuple[str, ...]:
+        """The names of the offsets that may not be 0."""
+        offsets = {"q_offset": self.q_offset, "k_offset": self.k_offset}
+        return tuple(n for n, x in offsets.items() if isinstance(x, Tensor) or x != 0)
 
     @property
     def is_aligned(self) -> bool:
@@ -84,11 +96,15 @@ def view(
 
 
 def needed_by_mask(program: Program, given: Mapping[str, object]) -> frozenset[str]:
-    """Names of the parameters that the mask reads, that bind a size which it reads, or that say
-    how large a given tensor must be."""
-    needed = {node.name for node in find(program.mask, "lookup", "scalar")}
+    """Names of the parameters that the mask and its selects read, that bind a size which they read,
+    or that say how large a given tensor must be."""
+    selects = used_selects(program)
+    read = [program.mask, *(node for select in selects for node in nodes_of(select))]
+    leaves = [node for node in topological(*read) if node.op in ("lookup", "scalar", "size")]
+    sizes = {node.name for node in leaves if node.op == "size"}
+    needed = {node.name for node in leaves if node.op != "size"}
     needed |= {counted.sums for counted in program.counted if counted.table in needed}
-    sizes = {node.name for node in find(program.mask, "size")}
+    needed |= {select.given for select in selects if select.given}
     for tensor in program.tensors:
         if tensor.name in given or tensor.name in needed:
             for dim in tensor.dims:
@@ -99,6 +115,12 @@ def needed_by_mask(program: Program, given: Mapping[str, object]) -> frozenset[s
         if binders and not any(b in needed or b in given for b in binders):
             needed.add(binders[0])
     return frozenset(needed)
+
+
+def nodes_of(select: Select) -> list[Node]:
+    """The expressions of a select."""
+    nodes = (select.rows, select.columns, select.rank, select.where, select.limit)
+    return [node for node in nodes if node is not None]
 
 
 def is_size(dim: Node, name: str) -> bool:

@@ -11,6 +11,7 @@ from attndsl.ir.nodes import (
     TRUE,
     Node,
     chosen,
+    constant,
     find,
     index,
     is_const,
@@ -135,11 +136,11 @@ def table_of(select: Select, names: Names, shifted: Collection[str]) -> tuple[li
     """The parameters of a select in form "table", and what it says of a pair."""
     name = names.fresh(select.name)
     batch, heads = size("B"), size("Hk" if select.per_group else "H")
-    extents = [(batch, heads, *(size(names.fresh(f"{name}_{x}")) for x in ("Ni", "Nj")))]
-    extents.append((batch, heads, *(size(names.fresh(f"{name}_{x}1")) for x in ("Ni", "Nj"))))
+    extents = [size(names.fresh(f"{name}_{letters}")) for letters in ("Ni", "Nj")]
+    more = [make("add", extent, constant(1)) for extent in extents]
     made = [
-        Tensor(name, "bool", extents[0]),
-        Tensor(names.fresh(f"{name}_sums"), "int", extents[1]),
+        Tensor(name, "bool", (batch, heads, *extents)),
+        Tensor(names.fresh(f"{name}_sums"), "int", (batch, heads, *more)),
     ]
     blocks = []
     for letter, offset, position, rows in (

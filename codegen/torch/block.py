@@ -69,6 +69,10 @@ class Block:
 
     parts_text = "spans in run_spans"
     chunks_text = "attn_chunks(span, columns, LEAST_COLUMNS)"
+    products_texts: tuple[str, ...] = (
+        "logits = buffer[: math.prod(shape)].view(shape)",
+        "attn_products(packed, keys[n0:n1, first:end].transpose(1, 2), logits)",
+    )
 
     def __init__(
         self,
@@ -263,8 +267,7 @@ class Block:
                 lines.add(f"k = {self.positions('first', 'end', 'k')}")
             lines.add(
                 "shape = (*packed.shape[:2], end - first)",
-                "logits = buffer[: math.prod(shape)].view(shape)",
-                "attn_products(packed, keys[n0:n1, first:end].transpose(1, 2), logits)",
+                *self.products_texts,
                 "score = logits.view(*query_block.shape[:4], end - first)",
             )
             self.pair = self.row.inner(prefix="pair_")

@@ -66,7 +66,7 @@ def attn_suits_onednn(rows: int, inner: int, columns: int) -> bool:
     (a call costs about 10 us more than its share of torch.bmm), and of a common size, since oneDNN
     compiles a kernel of about 1 MB for each."""
     wide = max(inner, columns)
-    is_common = rows % 64 == 0 and wide % (128 if wide <= 1024 else 1024) == 0
+    is_common = rows % 64 == 0 and (wide == 64 or wide % (128 if wide <= 1024 else 1024) == 0)
     return is_common and 2 * rows * inner * columns >= 4e6 * torch.get_num_threads()
 
 
@@ -80,7 +80,8 @@ def attn_products(
         return torch.bmm(x, y) if out is None else torch.bmm(x, y, out=out)
     linear = torch.ops.mkldnn._linear_pointwise.default
     pairs = zip(x.unbind(), y.transpose(1, 2).unbind(), strict=True)
-    return torch.stack([linear(*pair, None, "none", [], "") for pair in pairs], out=out)
+    found = [linear(*pair, None, "none", [], "") for pair in pairs]
+    return found[0][None] if out is None and len(found) == 1 else torch.stack(found, out=out)
 
 
 def attn_window(

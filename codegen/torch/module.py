@@ -22,6 +22,9 @@ WIDTH = 128  # columns of a tile that is classified by itself
 ROOM = 1 << 20
 LEAST_COLUMNS = 128  # however many rows there are
 MOST_MASKS = 8  # a window has a few; each is no larger than a block of scores
+# Rows that one tile gathers, those of all heads together: more are not faster, and matrix products
+# are prepared for every number of them.
+MOST_GATHERED = 2048
 COLUMNS = 1024  # of that block, where there are enough rows to fill it
 
 
@@ -54,6 +57,8 @@ def emit(plan: KernelPlan) -> str:
     lines.add(f"ROOM = {ROOM}  # scores that are held at once")
     lines.add(f"COLUMNS = {COLUMNS}  # keys of a block, where there are many queries")
     lines.add(f"LEAST_COLUMNS = {LEAST_COLUMNS}  # keys of a block at the least")
+    if plan.routed is not None:
+        lines.add(f"MOST_GATHERED = {MOST_GATHERED}  # rows of a tile that list a block, by head")
     if "MOST_MASKS" in text:
         lines.add(f"MOST_MASKS = {MOST_MASKS}  # of blocks, kept for other blocks")
     if "WIDTH" in text:

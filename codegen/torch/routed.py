@@ -42,8 +42,8 @@ def write_routes(lines: Lines, plan: KernelPlan) -> None:
             "place, low, high = place[kept], low[kept], high[kept]",
             "listed, first, end, certain = listed[kept], first[kept], end[kept], certain[kept]",
             "columns = max(ROOM // (ROWS * heads * LEAST_COLUMNS), 1) * LEAST_COLUMNS",
-            "most = max(ROOM // (ROWS * heads * min(columns, width)), 1)",
-            "begins, high = attn_joined(place, low, high, certain, most)",
+            "most = min(MOST_GATHERED, ROOM // 4 // min(columns, width)) // (ROWS * heads)",
+            "begins, high = attn_joined(place, low, high, certain, max(most, 1))",
             "listed, first, end = listed[begins], first[begins], end[begins]",
             "tiles = (listed, low[begins], high, first, end, certain[begins])",
             "tiles = attn_tiles(entries, size_Nq, columns, tiles)",
@@ -130,6 +130,7 @@ class RoutedBlock(Block):
 
     parts_text = "tiles in run_routes"
     chunks_text = "chunks"
+    products_texts = ("logits = attn_products(packed, keys[n0:n1, first:end].transpose(1, 2))",)
 
     @property
     def has_runs(self) -> bool:
@@ -143,12 +144,8 @@ class RoutedBlock(Block):
             self.lines.add(f"{name}_rows = {name}.flatten(0, {last})")
 
     def write_part_end(self) -> None:
-        """Room for scores, and where the rows of the part's heads begin."""
-        self.lines.add(
-            "scored = ROWS * (g1 - g0) * LEAST_COLUMNS",
-            "buffer = torch.empty(max(ROOM, scored), dtype=ACCUMULATOR, device=query.device)",
-            "heads = torch.arange(g0, g1, device=query.device)[:, None] + n0 * size_G",
-        )
+        """Which of all heads those of the part are."""
+        self.lines.add("heads = torch.arange(g0, g1, device=query.device)[:, None] + n0 * size_G")
 
     @contextmanager
     def blocks(self) -> Iterator[None]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import torch
 
+from .library import attn_has_fast_onednn
+
 ROWS = 128  # a generated module sets its own
 
 
@@ -55,16 +57,17 @@ def attn_fact(fact: torch.Tensor | bool, like: torch.Tensor, every: bool) -> tor
 def attn_joined(
     place: torch.Tensor, low: torch.Tensor, high: torch.Tensor, certain: torch.Tensor, most: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Joins pieces of one place that follow each other, and that are certain alike, at most `most`
-    of them, about as many to each: a bool that marks the first of every tile, and the tiles' ends.
-    """
+    """Joins pieces of one place that follow each other and are certain alike, at most `most` of
+    them: a bool that marks the first of every tile, and the tiles' ends. A short piece behind
+    several stays alone: oneDNN multiplies matrices of common sizes only."""
     begins = torch.ones_like(certain)
     begins[1:] = (place[1:] != place[:-1]) | (certain[1:] != certain[:-1]) | (low[1:] != high[:-1])
     run = begins.cumsum(0) - 1
     lengths = torch.bincount(run)
     at = torch.arange(len(run), device=run.device) - (lengths.cumsum(0) - lengths)[run]
-    tiles = (lengths + (most - 1)) // most
-    begins |= at % ((lengths + (tiles - 1)) // tiles)[run] == 0
+    begins |= at % most == 0
+    if attn_has_fast_onednn():
+        begins |= (high - low < ROWS) & (lengths[run] > 2)
     return begins, high[begins.roll(-1)]
 
 

@@ -49,7 +49,7 @@ class Forward(Kernel):
         return self.finish()
 
     def _add_arguments(self) -> None:
-        arguments, plan = self.arguments, self.plan
+        arguments = self.arguments
         for name in ("query", "key", "value"):
             arguments.add_input(name)
         self._add_results()

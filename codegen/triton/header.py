@@ -70,6 +70,13 @@ def describe(plan: KernelPlan) -> list[str]:
     else:
         axes = ", ".join(plan.grid.axes)
         lines.append(f"Tiles        boxes of the grid ({axes}), in lists made on the device")
+    routed = plan.program.routed
+    if routed is not None:
+        per = "key head" if routed.per_group else "query head"
+        lines.append(
+            f"Routed       by `{routed.lists}`, blocks of keys for each query and {per}: queries "
+            "that name the same block share tiles"
+        )
     if request.grads:
         lines.append(f"Gradients    {', '.join(request.grads)}")
     if request.per_batch:

@@ -234,7 +234,7 @@ def attn_fixed(x, unit):
 
 # A pattern has a letter for each axis that is indexed: how its index varies and is tested.
 #   u  with the program alone; always within the axis
-#   p  with the program alone
+#   p  with the program alone; where tiles are classified, with the tile of a vector too
 #   n  with rows or columns, int32
 #   w  with rows or columns, int64
 PATTERN_LETTERS = "upnw"

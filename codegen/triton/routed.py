@@ -1,4 +1,4 @@
-"""Gathered tiles in kernels: queries whose lists name one block of keys, and the keys of that block.
+"""Gathered tiles in kernels: the queries whose lists name one block of keys, and its keys.
 
 Lists are [rows, slots] of block numbers for each (batch, head) or (batch, group), of which a launch
 takes a run of lists and of rows. An entry is row * slots + slot, counted from the first row of the

@@ -44,8 +44,10 @@ def attn_sorted_entries(part, blocks):
     [which, blocks + 1]. All int32."""
     numbers = part.flatten(1)
     numbers = torch.where((numbers >= 0) & (numbers < blocks), numbers, blocks).int()
-    found, order = numbers.sort(dim=1, stable=True)
-    edges = torch.arange(blocks + 1, dtype=torch.int32, device=part.device)
+    # Fewer bits take fewer passes.
+    dtype = torch.int16 if blocks < 2**15 else torch.int32
+    found, order = numbers.to(dtype).sort(dim=1, stable=True)
+    edges = torch.arange(blocks + 1, dtype=dtype, device=part.device)
     edges = edges.expand(len(part), -1).contiguous()
     starts = torch.searchsorted(found.contiguous(), edges, out_int32=True)
     return numbers.contiguous(), order.int(), starts.contiguous()
@@ -174,8 +176,7 @@ def write_routed_backward(lines: Lines, plan: KernelPlan, kernels: dict[str, Ker
             )
         for number in tables:
             lines.add(
-                f"largest_{number} = torch.maximum("
-                f"largest_{number}, entry_largest_{number}.amax())"
+                f"largest_{number} = torch.maximum(largest_{number}, entry_largest_{number}.amax())"
             )
         if "routed_backward_dots" in kernels:
             launch(lines, kernels["routed_backward_dots"], "n_tiles", is_sized=True)

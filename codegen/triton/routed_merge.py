@@ -1,4 +1,4 @@
-"""The kernels that own rows and loop over what their lists name: merged results, summed gradients."""
+"""The kernels that own rows and loop over their lists: results are merged, gradients summed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .kernel import NEGATIVE_INFINITY, Kernel, arange, load, width_test
 from .lists import visits_nothing
 from .routed import PLACES
 
-WIDE = 128  # elements of the head dimension; with more of them a tile has fewer rows
+WIDE = 64  # elements of the head dimension; with more of them a tile has fewer rows
 
 
 def slot_config(width: int) -> Config:
@@ -126,8 +126,7 @@ class Merge(Slots, Forward):
         plan = self.plan
         if plan.form != "elementwise":
             self.lines.add(
-                "known = tl.load(entry_stat + entry_at, mask=is_entry, "
-                f"other={self._no_stat})"
+                f"known = tl.load(entry_stat + entry_at, mask=is_entry, other={self._no_stat})"
             )
         self.write_entry_loads("entry_out", plan.request.value_dim)
         self._write_part()
@@ -175,9 +174,7 @@ class AddQuery(Slots):
         self.write_own_base("grad_query", width, "Nq")
         self.write_own_loads("grad_query", width, PLACES, chunks, "Nq")
         self.write_slots(self._write_slot)
-        self.write_stores(
-            "grad_query", width, PLACES, chunks, "Nq", lambda i: f"grad_query_{i}"
-        )
+        self.write_stores("grad_query", width, PLACES, chunks, "Nq", lambda i: f"grad_query_{i}")
         return self.finish()
 
     def _write_slot(self) -> None:

@@ -63,6 +63,9 @@ JOINED: dict[str, Node] = {
     "turned": lookup("m", "bool", B, H, block(K, 3, I0), block(Q, 4, J0)),
     "diagonal": lookup("m", "bool", B, H, node("sub", Q, K), block(K, 4, J0)),
     "backwards": lookup("m", "bool", B, H, node("sub", 3, node("floordiv", Q, 3)), block(K, 4, J0)),
+    "quotient by a key": lookup(
+        "m", "bool", B, H, node("floordiv", Q, node("sub", K, 3)), block(K, 4, J0)
+    ),
     "index that is looked up": lookup("m", "bool", B, H, lookup("doc", "int", Q), block(K, 4, J0)),
     "head by row": lookup("m", "bool", B, node("floormod", Q, 2), block(Q, 3, I0), block(K, 4, J0)),
 }

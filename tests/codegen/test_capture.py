@@ -133,7 +133,7 @@ def orders_of(program: Program, per_batch: tuple[str, ...]) -> tuple[str, ...]:
 @pytest.mark.parametrize("name", NAMES)
 def test_examples(monkeypatch: pytest.MonkeyPatch, name: str, per_batch: tuple[str, ...]) -> None:
     query, key, value, inputs = example_inputs(name, SIZES)
-    program = attndsl.compile(FOLDER / f"{name}.attn").program
+    program = attndsl.compile(FOLDER / f"{name}.attn", **inputs.consts).program
     for order in orders_of(program, per_batch):
         record(monkeypatch, program, (query, key, value), inputs.arguments, per_batch, order)
 

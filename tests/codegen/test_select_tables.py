@@ -20,7 +20,9 @@ from attndsl.ir.program import Counted, Program, Select
 from attndsl.plan.planner import plan
 from attndsl.report.compile import Job, compile_jobs
 from attndsl.report.requests import request_for
+from attndsl.runtime import order
 from attndsl.runtime.attention import Attention
+from attndsl.runtime.order import Order
 from attndsl.transform.route import route
 from tests.codegen.test_spans import ROWS, marked, touched
 from tests.codegen.test_torch import SMALL, TORCH, module_of, request
@@ -277,6 +279,25 @@ def test_tiles_of_a_call(name: str, block: tuple[int, int]) -> None:
         assert ((tile == kept) | (tile == 1)).all()
         if case.exact:
             assert (tile == kept).all()
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_boxes_of_a_grid(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A box lies within a run of positions, and so within blocks of them."""
+    monkeypatch.setattr(order, "order_of", lambda *_: Order("boxes", "as the test says"))
+    case = Case("{m} and abs(q.x - k.x) <= 4", 12, 24, (1, 2, 1, 96, 96), share=0.6)
+    text = case.text.replace("):\n", "):\n    grid y = 8, x = 12\n", 1)
+    attention = counted(text, backend)
+    query, key, _ = case.inputs()
+    with counting(query.device) as counter:
+        got = gradients(attention, case)
+    for mine, right in zip(got, gradients(attention.reference, case), strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-4)
+    if backend == "triton":
+        needed = needed_visits(attention, counter, query, key, (8, 12), **case.arguments)
+        for kernel, (visited, full) in counter.counts.items():
+            assert visited >= needed[kernel][0]
+            assert full <= needed[kernel][1]
 
 
 # -- where a table can be true ---------------------------------------------------------------------

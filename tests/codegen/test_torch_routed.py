@@ -22,7 +22,6 @@ from tests.codegen.test_torch import SMALL, Run, module_of
 from tests.oracle.compare import difference, differentiate, oracle_function
 
 TORCH = load("attndsl.codegen", "torch")
-LISTED = "listed[b, h, q - q0, k]"  # in the oracle's programs: what the lists add, pair by pair
 HEAD = "attention f(near: int[B, {heads}, Nq, T]{parameters}):\n    mask {mask}\n{rest}"
 
 
@@ -43,7 +42,7 @@ def program_of(
 def dense(base: str, extra: str, rest: str, parameters: str) -> str:
     """The same for the oracle: `listed` says of a pair whether a list names it."""
     return (
-        f"attention f(listed: bool[B, H, N, M], q0: int[B], k0: int[B]{parameters}):\n"
+        f"attention f(listed: bool[B, H, Rows, Keys], q0: int[B], k0: int[B]{parameters}):\n"
         f"    mask ({base}) or (({extra}) and listed[b, h, q - q0[b], k - k0[b]])\n{rest}"
     )
 
@@ -151,9 +150,21 @@ PROGRAMS: dict[str, tuple[str, str, str, str, dict[str, Any]]] = {
         ", doc: int[B, N]",
         {"doc": (torch.arange(120) // 41).expand(2, 120).int()},
     ),
-    "by head": ("wide[h] and k == q", "k < q", "", ", wide: bool[H]", {"wide": torch.tensor([True, False] * 4)}),
+    "by head": (
+        "wide[h] and k == q",
+        "k < q",
+        "",
+        ", wide: bool[X]",
+        {"wide": torch.tensor([True, False] * 4)},
+    ),
     "soft cap": (OWN, EARLIER, "    score 5.0 * tanh(score / 5.0)\n", "", {}),
-    "sink": (OWN, EARLIER, "    weights softmax(sink = sink[h])\n", ", sink: float[S]", {"sink": table(8)}),
+    "sink": (
+        OWN,
+        EARLIER,
+        "    weights softmax(sink = sink[h])\n",
+        ", sink: float[S]",
+        {"sink": table(8)},
+    ),
     "normalize": (OWN, EARLIER, "    weights normalize(1 + score + score ** 2 / 2)\n", "", {}),
     "elementwise": (
         OWN,
@@ -227,3 +238,165 @@ PROGRAMS: dict[str, tuple[str, str, str, str, dict[str, Any]]] = {
 def test_agrees_with_oracle(name: str, small: bool, per_group: bool) -> None:
     base, extra, rest, parameters, given = PROGRAMS[name]
     check(base, extra, rest, parameters, given, small=small, per_group=per_group)
+
+
+BATCH = torch.tensor([3, 40])
+CALLS: list[dict[str, Any]] = [
+    {"q_offset": 20},
+    {"q_offset": 5, "k_offset": 7},
+    {"q_offset": -9, "k_offset": -5},
+    {"q_offset": BATCH, "k_offset": BATCH - 9},
+    {"k_len": BATCH},
+    {"k_len": torch.tensor([0, 1000]), "q_offset": BATCH, "k_offset": BATCH},
+]
+
+
+@pytest.mark.parametrize("per_group", [False, True], ids=["per head", "per group"])
+@pytest.mark.parametrize("call", CALLS, ids=str)
+@pytest.mark.parametrize("name", ["moba", "false base", "rows and columns", "normalize", "by head"])
+def test_positions(name: str, call: dict[str, Any], per_group: bool) -> None:
+    check(*PROGRAMS[name], per_group=per_group, **call)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (1, 1, 1, 1, 1, 1, 1),
+        (2, 2, 1, 0, 5, 3, 3),
+        (2, 2, 1, 5, 0, 3, 3),
+        (1, 6, 2, 1, 40, 3, 8),
+        (3, 3, 3, 17, 16, 4, 2),
+        (0, 2, 1, 5, 5, 3, 3),
+        (1, 8, 1, 33, 47, 2, 1),
+        (2, 3, 1, 50, 100, 4, 4),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("per_group", [False, True], ids=["per head", "per group"])
+@pytest.mark.parametrize("name", ["moba", "false base", "sink", "normalize", "elementwise"])
+def test_odd_sizes(name: str, sizes: tuple[int, ...], per_group: bool) -> None:
+    check(*PROGRAMS[name], sizes=sizes, per_group=per_group)
+
+
+@pytest.mark.parametrize("held", [1, 2, 9])
+@pytest.mark.parametrize("columns", [1, 7, 64, 1000])
+def test_lengths_of_blocks_and_lists(columns: int, held: int) -> None:
+    check("k == q", "k != q", columns=columns, held=held, k_offset=3)
+
+
+@pytest.mark.parametrize("name", ["moba", "false base", "normalize", "elementwise", "gate"])
+def test_empty_lists(name: str) -> None:
+    """Rows without a pair have no NaN, in values and gradients."""
+    check(*PROGRAMS[name], lists=torch.full((2, 4, 70, 3), -1, dtype=torch.int32))
+
+
+def test_numbers_that_are_no_block() -> None:
+    """Nothing is read outside of the keys."""
+    lists = torch.randint(-(2**31), 2**31 - 1, (2, 4, 70, 3), dtype=torch.int32)
+    lists[..., 0] = torch.randint(0, 9, (2, 4, 70), dtype=torch.int32)
+    check(*PROGRAMS["moba"], lists=lists, k_offset=5)
+
+
+def test_long_blocks_are_cut() -> None:
+    """A tile never holds more scores than there is room for."""
+    check(*PROGRAMS["false base"], columns=64, sizes=(1, 8, 1, 40, 300, 4, 4), per_group=True)
+
+
+def test_weights_that_cancel() -> None:
+    """`normalize` divides once: a part of a row whose weights add up to 0 still counts."""
+    rest = "    weights normalize(k - 3.0)\n"
+    lists = torch.zeros(1, 1, 7, 1, dtype=torch.int32) + 1
+    check("k < 7", "k >= 7", rest, columns=7, sizes=(1, 1, 1, 7, 14, 3, 3), lists=lists)
+
+
+def example() -> tuple[KernelPlan, dict[str, Any]]:
+    program = program_of(OWN, EARLIER, "", "", constant(16), False)
+    made = plan(program, Request(tensor_dtypes=("int32",)))
+    return made, module_of(TORCH.emit(made))
+
+
+def test_same_plan_gives_same_bytes() -> None:
+    made, _ = example()
+    assert TORCH.emit(made) == TORCH.emit(made)
+
+
+def test_gradients_have_the_same_bits_each_time() -> None:
+    _, module = example()
+    random = torch.Generator().manual_seed(1)
+    query, key, value = torch.randn(3, 2, 2, 300, 8, generator=random)
+    rest = (0.3, 0, 0, None, (lists_of((2, 2, 300), 19, 4, random),), ())
+
+    def results() -> list[Tensor]:
+        out, _, stat = module["run_forward"](query, key, value, *rest)
+        inputs = (torch.ones_like(out), None, query, key, value, out, stat)
+        return [out, stat, *module["run_backward"](*inputs, *rest)]
+
+    assert all(torch.equal(x, y) for x, y in zip(results(), results(), strict=True))
+
+
+def tiles_of(base: str, extra: str, lists: Tensor, columns: int, size: int) -> list[Any]:
+    program = program_of(base, extra, "", "", constant(columns), False)
+    module = module_of(TORCH.emit(plan(program, Request(tensor_dtypes=("int32",)))))
+    query, key, value = torch.zeros(3, *lists.shape[:2], size, 8)
+    return list(module["run_routes"](query, key, value, 0.3, 0, 0, None, (lists,), ()))
+
+
+def test_tiles_name_every_pair_once() -> None:
+    """Rows of a tile are in order, and no pair of a list that may take part is left out."""
+    random = torch.Generator().manual_seed(2)
+    lists = lists_of((2, 3, 700), 44, 5, random)
+    want = pairs_of(lists, 16, torch.zeros(2, dtype=torch.int64), 700, 3)
+    found = torch.zeros_like(want, dtype=torch.int64)
+    for (b0, b1, j0, j1, g0, g1), tiles in tiles_of("false", "true", lists, 16, 700):
+        assert (b1, j1, g0, g1) == (b0 + 1, j0 + 1, 0, 1)
+        for rows, chunks in tiles:
+            assert (rows.diff() > 0).all()
+            for first, end, masked in chunks:
+                assert not masked
+                found[b0, j0, rows, first:end] += 1
+    assert torch.equal(found, want.long())
+
+
+def test_masks_are_tested_where_they_decide() -> None:
+    """Own blocks are left out where the rest of the mask has them, and whole blocks of the past are
+    not masked."""
+    size, columns = 2048, 128
+    own = torch.arange(size) // columns
+    lists = torch.stack([own, own - 1, own - 2], -1).clamp(min=-1).int()[None, None]
+    mask = "k <= q and k // 128 {} q // 128"
+    pairs = {True: 0, False: 0}
+    for _, tiles in tiles_of(mask.format("=="), mask.format("!="), lists, columns, size):
+        for rows, chunks in tiles:
+            for first, end, masked in chunks:
+                pairs[bool(masked)] += len(rows) * (end - first)
+    assert pairs == {True: 0, False: (15 + 14) * columns**2}
+    pairs = {True: 0, False: 0}
+    for _, tiles in tiles_of("false", "k <= q", lists, columns, size):
+        for rows, chunks in tiles:
+            for first, end, masked in chunks:
+                pairs[bool(masked)] += len(rows) * (end - first)
+    assert pairs == {True: 16 * columns**2, False: (15 + 14) * columns**2}
+
+
+def test_memory_is_linear_in_length() -> None:
+    """40,000 tokens with 4 blocks of 64: a table of rows and blocks would be twice as large as all
+    arrays, one of pairs 6 GB."""
+    size, columns = 40_000, 64
+    random = torch.Generator().manual_seed(1)
+    program = program_of("false", "k <= q", "", "", constant(columns), False)
+    module = module_of(TORCH.emit(plan(program, Request(tensor_dtypes=("int32",)))))
+    query, key, value = torch.randn(3, 1, 1, size, 8, generator=random)
+    lists = torch.randint(0, size // columns, (1, 1, size, 4), generator=random)
+    lists = lists + torch.tensor([0, 1, 2, 3]) * 0
+    lists = torch.where(lists == lists[..., :1], -1, lists)
+    lists[..., 1:3] = -1
+    rest = (0.3, 0, 0, None, (lists.int(),), ())
+    out, _, stat = module["run_forward"](query, key, value, *rest)
+    for row in range(0, size, 1999):
+        at = int(lists[0, 0, row, 3])
+        keys = slice(at * columns, min((at + 1) * columns, row + 1))
+        if at < 0 or keys.start >= keys.stop:
+            assert stat[0, 0, row] == float("-inf") and not out[0, 0, row].any()
+            continue
+        logits = 0.3 * query[0, 0, row] @ key[0, 0, keys].T
+        assert torch.allclose(out[0, 0, row], logits.softmax(-1) @ value[0, 0, keys], atol=1e-5)

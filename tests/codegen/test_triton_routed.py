@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 import attndsl
-from attndsl.ir.nodes import Node, constant
+from attndsl.ir.nodes import FALSE, TRUE, Node, constant, scalar
 from attndsl.ir.program import Program, Routed
+from attndsl.plan.kernel_plan import KernelPlan, Request
+from attndsl.plan.planner import plan
+from attndsl.runtime import cache
 from attndsl.runtime.operators import forward, register
+from tests.codegen.test_capture import BATCHED, record
 from tests.oracle.compare import cast, difference, differentiate, is_softmax, oracle_function
 
 OWN = "k <= q and k // 8 == q // 8"
@@ -28,6 +32,8 @@ class Case:
     where       what is known of all that lists hold
     columns     keys of a block, by default of 8
     slots       entries of a list; about a third of them are none
+    is_past     whether lists hold only blocks before the one of the row, as `PAST` says
+    scalar      whether the size of a block is a parameter of the call
     body        what follows the mask
     """
 
@@ -45,6 +51,8 @@ class Case:
     k_offset: Any = 0
     k_len: Tensor | None = None
     lists: Tensor | None = None
+    is_past: bool = False
+    scalar: bool = False
     dtype: torch.dtype = torch.float32
     tolerance: float = 2e-3
 
@@ -64,7 +72,8 @@ def inputs_of(case: Case) -> tuple[Tensor, Tensor, Tensor]:
 
 def starts_of(case: Case, offset: Any) -> Tensor:
     """The first position of each sequence."""
-    return torch.zeros(case.sizes[0], dtype=torch.int64) + offset
+    starts: Tensor = torch.zeros(case.sizes[0], dtype=torch.int64) + offset
+    return starts
 
 
 def block_count(case: Case) -> int:
@@ -81,6 +90,8 @@ def lists_of(case: Case) -> Tensor:
     shape = (batch, key_heads if case.per_group else heads, rows, count)
     numbers = floats(*shape, seed=6).argsort(-1)[..., : case.slots]
     is_none = (floats(*numbers.shape, seed=7) > 0.4) | (numbers >= block_count(case))
+    if case.is_past:
+        is_none |= numbers >= (torch.arange(rows) // case.columns)[:, None]
     return torch.where(is_none, -1, numbers).int()
 
 
@@ -106,6 +117,8 @@ def program_of(case: Case) -> Program:
     text = f"attention f({parameters}):\n    mask {case.base}\n{case.body}"
     rest, where = mask_of(case, case.rest), mask_of(case, case.where)
     routed = Routed("near", constant(case.columns), rest, case.per_group, where)
+    if case.scalar:
+        routed = replace(routed, columns=scalar("n", "int"))
     return replace(attndsl.compile(text=text).program, routed=routed)
 
 
@@ -120,31 +133,35 @@ def oracle_of(case: Case) -> Any:
     return oracle_function(text, "<text>", None, {k: v for k, v in call.items() if v is not None})
 
 
+def run(program: Program, case: Case, *inputs: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
+    """(out, stat) of the operator that a call reaches."""
+    query, key, value = inputs
+    lists = lists_of(case)
+    offsets = (case.q_offset, case.k_offset)
+    out, _, stat = forward(
+        query,
+        key,
+        value,
+        [given.get(t.name, lists) for t in program.tensors],
+        [given[s.name] for s in program.scalars],
+        [],
+        query.shape[3] ** -0.5,
+        *(x if isinstance(x, int) else 0 for x in offsets),
+        *(None if isinstance(x, int) else x for x in offsets),
+        case.k_len,
+        None,
+        register(program),
+        "triton",
+    )
+    return out, stat
+
+
 def check(case: Case) -> None:
     query, key, value = inputs_of(case)
-    lists, program = lists_of(case), program_of(case)
-    handle = register(program)
-    wants_lse = is_softmax(case.body)
-    offsets = [None if type(x) is int else x for x in (case.q_offset, case.k_offset)]
+    program, wants_lse = program_of(case), is_softmax(case.body)
 
     def compiled(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Any:
-        tensors = [given.get(t.name, lists) for t in program.tensors]
-        out, _, stat = forward(
-            query,
-            key,
-            value,
-            tensors,
-            [given[s.name] for s in program.scalars if s.kind != "float"],
-            [given[s.name] for s in program.scalars if s.kind == "float"],
-            query.shape[3] ** -0.5,
-            case.q_offset if offsets[0] is None else 0,
-            case.k_offset if offsets[1] is None else 0,
-            *offsets,
-            case.k_len,
-            None,
-            handle,
-            "triton",
-        )
+        out, stat = run(program, case, query, key, value, **given)
         return out, stat if wants_lse else None
 
     given = {"query": query, "key": key, "value": value, **case.arguments}
@@ -152,7 +169,7 @@ def check(case: Case) -> None:
     got = differentiate(compiled, {n: cast(x, case.dtype) for n, x in given.items()}, wants_lse)
     oracle = oracle_of(case)
     fixed = {
-        "listed": listed(case, lists),
+        "listed": listed(case, lists_of(case)),
         "first_q": starts_of(case, case.q_offset),
         "first_k": starts_of(case, case.k_offset),
     }
@@ -161,14 +178,250 @@ def check(case: Case) -> None:
     assert not wrong, wrong
 
 
-BATCHED = (3, 2, 1, 17, 33, 16, 16)
+THREE = (3, 2, 1, 17, 33, 16, 16)
+ALIBI = "    score score - slope[h] * (q - k)\n"
+GATE = "    output out * sigmoid(gate[b, h, q]) + shift[d]\n"
+SINK = "    weights softmax(sink = sink[h] + 0.1 * q)\n"
+NORMALIZE = "    weights normalize(1 + score + decay[h] * score ** 2 / 2)\n"
+ELEMENTWISE = "    weights sigmoid(score - gain[k]) * gain[q]\n"
+TABLES = "    score score * bias[place[q]] + bias[place[k]] + near_by[h, min(abs(q - k), 6)]\n"
+DOTS = "    score score + dot(query, rel[h, min(q - k, 4)]) + dot(query, own[q % 3])\n"
 CASES = {
     "plain": Case(),
-    "proved": Case(where=PAST),
+    "proved": Case(where=PAST, is_past=True),
     "no base": Case("false", "true"),
+    "no base, no proof": Case("false", "k <= q"),
+    "nothing routed": Case(rest="false"),
+    "empty lists": Case(lists=torch.full((1, 2, 33, 3), -1, dtype=torch.int32)),
+    "no slots": Case(lists=torch.zeros((1, 2, 33, 0), dtype=torch.int32)),
+    "one slot": Case(slots=1, sizes=(2, 2, 2, 33, 49, 16, 16)),
+    "all blocks": Case("false", "true", slots=7),
+    "blocks of three": Case("false", "k <= q", columns=3, slots=4),
+    "blocks of one": Case("false", "true", columns=1, slots=4, sizes=(1, 2, 1, 5, 17, 16, 16)),
+    "one block": Case("false", "k <= q", columns=100, slots=1),
+    "blocks of 20": Case("false", "true", columns=20, slots=2, sizes=(1, 1, 1, 33, 70, 16, 16)),
+    "a parameter's blocks": Case(
+        columns=5,
+        scalar=True,
+        parameters="n: int",
+        arguments={"n": 5},
+        body="    score score * n\n",
+    ),
+    "groups of two": Case(per_group=True),
+    "groups of three": Case(sizes=(2, 6, 2, 17, 33, 16, 16), per_group=True),
+    "heads of three": Case(sizes=(1, 3, 1, 17, 33, 16, 16)),
+    "widths": Case(sizes=(1, 2, 1, 33, 33, 24, 72)),
+    "decode": Case("false", "k <= q", sizes=(2, 4, 2, 1, 70, 16, 32), q_offset=69, slots=4),
+    "decode in groups": Case(
+        "k > q - 5", "k <= q - 5", sizes=(2, 4, 2, 3, 70, 16, 16), q_offset=67, per_group=True
+    ),
+    "offsets": Case("false", "k <= q", q_offset=13, k_offset=5),
+    "negative offsets": Case(q_offset=-7, k_offset=-13),
+    "offsets of each sequence": Case(
+        "false",
+        "k <= q",
+        sizes=THREE,
+        q_offset=torch.tensor([16, -2, 40]),
+        k_offset=torch.tensor([0, 5, -3]),
+    ),
+    "lengths of each sequence": Case(sizes=THREE, k_len=torch.tensor([33, 0, 18])),
+    "lengths, nothing to test": Case(
+        "false", "true", sizes=THREE, k_len=torch.tensor([33, 0, 18]), k_offset=3
+    ),
+    "listed base": Case(
+        "doc[q] == doc[k] and k // 8 == q // 8",
+        "doc[q] == doc[k] and not (k // 8 == q // 8)",
+        parameters="doc: int[N]",
+        arguments={"doc": torch.arange(33) // 7},
+    ),
+    "negative scale in a score": Case(body="    score -score * 2.0\n"),
+    "alibi": Case(body=ALIBI, parameters="slope: float[H]", arguments={"slope": floats(2)}),
+    "gate": Case(
+        body=GATE,
+        parameters="gate: float[B, H, Nq], shift: float[Dv]",
+        arguments={"gate": floats(1, 2, 33), "shift": floats(20)},
+        sizes=(1, 2, 1, 33, 33, 16, 20),
+    ),
+    "sink": Case(body=SINK, parameters="sink: float[H]", arguments={"sink": floats(2)}),
+    "sink and gate": Case(
+        "k == 0",
+        "k > 0",
+        body=SINK + "    output out * sigmoid(dot(query, w[h]))\n",
+        parameters="sink: float[H], w: float[H, D]",
+        arguments={"sink": floats(2), "w": floats(2, 16)},
+    ),
+    "sink, rows without keys": Case(
+        "false",
+        "k < q",
+        body=SINK + "    output out + 1 / (abs(out) + 1e-9)\n",
+        parameters="sink: float[H]",
+        arguments={"sink": floats(2)},
+    ),
+    "normalize": Case(
+        body=NORMALIZE, parameters="decay: float[H]", arguments={"decay": floats(2).abs()}
+    ),
+    "elementwise": Case(
+        body=ELEMENTWISE, parameters="gain: float[N]", arguments={"gain": floats(33)}
+    ),
+    "tables": Case(
+        body=TABLES,
+        parameters="bias: float[N], place: int[N], near_by: float[H, 7]",
+        arguments={
+            "bias": floats(33),
+            "place": torch.arange(33) * 7 % 33,
+            "near_by": floats(2, 7),
+        },
+    ),
+    "dots": Case(
+        body=DOTS,
+        parameters="rel: float[H, M, D], own: float[M, D]",
+        arguments={"rel": floats(2, 5, 16), "own": floats(5, 16)},
+        sizes=(1, 2, 1, 17, 17, 16, 16),
+    ),
+    "scores of -inf": Case(body="    score (-inf if (q + k) % 3 == 0 else score)\n"),
+    "only scores of -inf": Case(body="    score -inf\n"),
+    "float16": Case(dtype=torch.float16, tolerance=1e-2),
 }
 
 
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
 @pytest.mark.parametrize("name", CASES)
 def test_results_and_gradients(name: str) -> None:
     check(CASES[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "room"), [("groups of three", 9000), ("tables", 3000), ("sink and gate", 9000)]
+)
+def test_parts_of_lists(monkeypatch: pytest.MonkeyPatch, name: str, room: int) -> None:
+    """Launches for a few lists, and for a few rows of one, give the same."""
+    module_of = cache.module_of
+    case = CASES[name]
+    seen: list[Any] = []
+
+    def with_little_room(*arguments: Any) -> Any:
+        module = module_of(*arguments)
+        monkeypatch.setattr(module, "ROUTED_BYTES", room)
+        seen.append(module)
+        return module
+
+    monkeypatch.setattr(cache, "module_of", with_little_room)
+    check(case)
+    lists = lists_of(case).flatten(0, 1)
+    parts = [part for *_, part in seen[0].attn_list_parts(lists, 16)]
+    assert sum(part.numel() for part in parts) == lists.numel() and len(parts) > 1
+    assert all(part.numel() * 16 * 4 <= max(room, 16 * 4 * case.slots) for part in parts)
+
+
+def test_results_are_the_same_bits_each_time() -> None:
+    program = program_of(CASES["plain"])
+    inputs = [x.float().requires_grad_() for x in inputs_of(CASES["plain"])]
+    results = [run(program, CASES["plain"], *inputs) for _ in range(2)]
+    grads = [torch.autograd.grad(out.square().sum(), inputs) for out, _ in results]
+    assert torch.equal(results[0][0], results[1][0])
+    assert all(torch.equal(x, y) for x, y in zip(*grads, strict=True))
+
+
+def test_the_order_of_a_list_is_no_matter() -> None:
+    case = CASES["proved"]
+    program, inputs = program_of(case), [x.float() for x in inputs_of(case)]
+    out, _ = run(program, case, *inputs)
+    turned, _ = run(program, replace(case, lists=lists_of(case).flip(-1)), *inputs)
+    assert torch.allclose(out, turned, atol=1e-6)
+
+
+@pytest.mark.parametrize("k_len", [None, torch.tensor([19])])
+def test_other_blocks_are_not_read(k_len: Tensor | None) -> None:
+    """Whatever stands in blocks that nobody named, and behind the last key, does not show."""
+    named = torch.tensor([1, 2, -1], dtype=torch.int32).expand(1, 2, 33, 3)
+    case = Case("false", "k <= q", sizes=(1, 2, 1, 33, 49, 16, 16), lists=named, k_len=k_len)
+    program = program_of(case)
+    results = []
+    for filler in (0.0, float("nan")):
+        query, key, value = (x.float().clone() for x in inputs_of(case))
+        last = 19 if k_len is not None else 24
+        for x in (key, value):
+            x[:, :, :8], x[:, :, last:] = filler, filler
+        leaves = [x.requires_grad_() for x in (query, key, value)]
+        out, stat = run(program, case, *leaves)
+        grads = torch.autograd.grad(out.square().sum(), leaves)
+        results.append((out, stat, *grads))
+    assert not any(torch.isnan(x).any() for x in results[1])
+    assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
+
+
+def test_numbers_of_no_block_are_none() -> None:
+    case = CASES["no base"]
+    program, inputs = program_of(case), [x.float() for x in inputs_of(case)]
+    lists = lists_of(case)
+    wild = torch.where(lists < 0, torch.arange(33, dtype=torch.int32)[:, None] * 99991 + 77, lists)
+    out, stat = run(program, replace(case, lists=lists), *inputs)
+    again, stat_again = run(program, replace(case, lists=wild), *inputs)
+    assert torch.equal(out, again) and torch.equal(stat, stat_again)
+
+
+def module_for(case: Case, target: str = "interpreter") -> tuple[Any, Program, Request]:
+    program = program_of(case)
+    *_, width, value_width = case.sizes
+    request = Request(
+        backend="triton",
+        target=target,
+        dtype="float32" if target == "interpreter" else "bfloat16",
+        head_dim=width,
+        value_dim=value_width,
+        grads=tuple(t.name for t in program.tensors if t.kind == "float"),
+        tensor_dtypes=tuple(
+            {"float": "float32", "int": "int32", "bool": "bool"}[t.kind] for t in program.tensors
+        ),
+    )
+    return cache.module_of(register(program), program, request), program, request
+
+
+@pytest.mark.parametrize(
+    ("lists", "blocks", "size"),
+    [
+        ((2, 9, 3), 4, 4),
+        ((1, 1, 5), 40, 16),
+        ((3, 50, 2), 1, 16),
+        ((1, 7, 0), 3, 16),
+        ((2, 3, 2), 0, 4),
+    ],
+)
+def test_tiles_hold_every_entry_once(lists: tuple[int, ...], blocks: int, size: int) -> None:
+    module, *_ = module_for(CASES["plain"])
+    part = torch.randint(-2, blocks + 2, lists, generator=torch.Generator().manual_seed(1)).int()
+    numbers, order, starts = module.attn_sorted_entries(part, blocks)
+    entries = lists[1] * lists[2]
+    tiles = module.attn_entry_tiles(starts, entries, size)
+    for which in range(lists[0]):
+        found = []
+        for block, first, last in tiles[which].tolist():
+            assert last - first <= size
+            own = order[which, first:last].tolist()
+            assert own == sorted(own) and all(numbers[which, e] == block for e in own)
+            found += own
+        want = [e for e in range(entries) if 0 <= part[which].flatten()[e] < blocks]
+        assert sorted(found) == want
+
+
+def test_a_mask_that_lists_imply_is_not_tested() -> None:
+    proved, tested = (load_plan(CASES[name]) for name in ("proved", "plain"))
+    assert proved.program.mask is TRUE and tested.program.mask is not TRUE
+    assert tested.tile.certain is not FALSE
+
+
+def load_plan(case: Case) -> KernelPlan:
+    _, program, request = module_for(case)
+    found = plan(program, request).routed
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("name", ["groups of three", "tables", "dots", "decode", "listed base"])
+@pytest.mark.parametrize("per_batch", [(), BATCHED], ids=["plain", "batched"])
+def test_nothing_waits_for_the_device(
+    monkeypatch: pytest.MonkeyPatch, name: str, per_batch: tuple[str, ...]
+) -> None:
+    case = replace(CASES[name], lists=None)
+    arguments = {**case.arguments, "near": lists_of(case)}
+    record(monkeypatch, program_of(case), inputs_of(case), arguments, per_batch)

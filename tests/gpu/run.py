@@ -79,7 +79,7 @@ def check(name: str, dtype: torch.dtype, sizes: Sizes) -> Row:
     given = {n: x.cuda() if isinstance(x, Tensor) else x for n, x in rounded.items()}
     exact = {n: cast(x, torch.float64) for n, x in given.items()}
     wants_lse = is_softmax(path.read_text(encoding="utf-8"))
-    attention = attndsl.compile(path, backend="triton")
+    attention = attndsl.compile(path, backend="triton", **inputs.consts)
 
     def adapt(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(**arguments: Any) -> Any:

@@ -28,12 +28,14 @@ class Sizes:
 
 @dataclass
 class Inputs:
-    """Lengths (`Sizes.length` unless an example needs others) and arguments of a call."""
+    """Lengths (`Sizes.length` unless an example needs others), arguments of a call, and values for
+    the `const` parameters that suit such lengths."""
 
     rows: int
     columns: int
     arguments: dict[str, Any] = field(default_factory=dict)
     call: dict[str, Any] = field(default_factory=dict)
+    consts: dict[str, Any] = field(default_factory=dict)
 
 
 class Random:
@@ -155,6 +157,82 @@ def _block_diffusion(sizes: Sizes, random: Random) -> Inputs:
     return Inputs(length, length, {"block": max(1, sizes.length // 9)})
 
 
+def _blocks(length: int, block: int) -> int:
+    return (length + block - 1) // block
+
+
+def _moba(sizes: Sizes, random: Random) -> Inputs:
+    consts = {"block": max(1, sizes.length // 6), "n": 2}
+    return Inputs(sizes.length, sizes.length, consts=consts)
+
+
+def _nsa_compressed(sizes: Sizes, random: Random) -> Inputs:
+    stride = max(1, sizes.length // 8)
+    columns = max(1, sizes.length // stride - 1)
+    return Inputs(sizes.length, columns, {"length": 2 * stride, "stride": stride})
+
+
+def _nsa_selected(sizes: Sizes, random: Random) -> Inputs:
+    block = max(1, sizes.length // 8)
+    shape = (sizes.batch, sizes.heads, sizes.length, _blocks(sizes.length, block))
+    arguments = {"importance": random.floats(*shape).abs(), "n": 2}
+    return Inputs(sizes.length, sizes.length, arguments, consts={"block": block})
+
+
+def _seer(sizes: Sizes, random: Random) -> Inputs:
+    block = max(1, sizes.length // 6)
+    count = _blocks(sizes.length, block)
+    gate = random.floats(sizes.batch, sizes.heads, count, count).softmax(-1)
+    arguments = {"gate": gate.float().double(), "threshold": 0.125}
+    return Inputs(sizes.length, sizes.length, arguments, consts={"block": block})
+
+
+def _quest(sizes: Sizes, random: Random) -> Inputs:
+    consts = {"page": max(1, sizes.length // 8)}
+    return Inputs(sizes.length, sizes.length, {"n": 2}, consts=consts)
+
+
+def _biformer(sizes: Sizes, random: Random) -> Inputs:
+    consts = {"region": max(1, sizes.length // 6)}
+    return Inputs(sizes.length, sizes.length, {"n": 2}, consts=consts)
+
+
+def _sparge(sizes: Sizes, random: Random) -> Inputs:
+    rows, columns = max(1, sizes.length // 5), max(1, sizes.length // 8)
+    by_row = (sizes.batch, sizes.heads, _blocks(sizes.length, rows))
+    by_column = (sizes.batch, sizes.key_heads, _blocks(sizes.length, columns))
+    arguments = {
+        "alike_rows": random.bools(0.8, *by_row),
+        "alike_columns": random.bools(0.8, *by_column),
+        "mass": 0.6,
+    }
+    consts = {"rows": rows, "columns": columns}
+    return Inputs(sizes.length, sizes.length, arguments, consts=consts)
+
+
+def _landmark(sizes: Sizes, random: Random) -> Inputs:
+    block = max(2, sizes.length // 6)
+    count = _blocks(sizes.length, block)
+    landmark = random.floats(sizes.batch, sizes.key_heads, count, sizes.width)
+    arguments = {"landmark": landmark, "n": 2}
+    return Inputs(sizes.length, sizes.length, arguments, consts={"block": block})
+
+
+def _longheads(sizes: Sizes, random: Random) -> Inputs:
+    chunk = max(1, sizes.length // 8)
+    count = _blocks(sizes.length, chunk)
+    summary = random.floats(sizes.batch, sizes.key_heads, count, sizes.width)
+    arguments = {"summary": summary, "budget": torch.arange(sizes.heads) % 4}
+    return Inputs(sizes.length, sizes.length, arguments, consts={"chunk": chunk})
+
+
+def _listed(sizes: Sizes, random: Random) -> Inputs:
+    columns = max(1, sizes.length // 6)
+    count = _blocks(sizes.length, columns)
+    blocks = random.ints(-1, count, sizes.batch, sizes.key_heads, sizes.length, 3)
+    return Inputs(sizes.length, sizes.length, {"blocks": blocks, "columns": columns})
+
+
 MAKERS: dict[str, Callable[[Sizes, Random], Inputs]] = {
     "causal": _none,
     "mistral": _window,
@@ -176,6 +254,17 @@ MAKERS: dict[str, Callable[[Sizes, Random], Inputs]] = {
     "duo_heads": _duo_heads,
     "pair_bias": _pair_bias,
     "block_diffusion": _block_diffusion,
+    "moba": _moba,
+    "nsa_compressed": _nsa_compressed,
+    "nsa_selected": _nsa_selected,
+    "nsa_window": _window,
+    "seer": _seer,
+    "quest": _quest,
+    "biformer": _biformer,
+    "sparge": _sparge,
+    "landmark": _landmark,
+    "longheads": _longheads,
+    "listed": _listed,
 }
 
 

@@ -1,8 +1,8 @@
 """Random programs with selects, and inputs whose ranks are exact in float32.
 
-Queries are multiples of 12 and keys of 840, so a mean over up to 4 queries or 8 keys is an int, and
-every sum of products stays below 2**24: whatever order a rank is summed in, it is the same number,
-and equal ranks are ties.
+Queries are multiples of 12 / 16 and keys of 840 / 512, so means over up to 4 queries or 8 keys have
+few bits, and so has every sum of products: whatever order a rank is summed in, it is the same
+number, and equal ranks are ties.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class _Composer:
         if self.chance(30):
             lengths = [self.random.randint(0, self.columns) for _ in range(self.batch)]
             self.call["k_len"] = torch.tensor(lengths)
-        # Logits of about 1, although queries and keys are large.
-        self.call["scale"] = 1 / (12 * 840 * self.width**0.5)
+        if self.chance(30):
+            self.call["scale"] = choose((0.25, 0.5))
 
     def chance(self, percent: int) -> bool:
         return self.random.randrange(100) < percent
@@ -160,13 +160,13 @@ class _Composer:
             return f"{j} * {n} <= {i} * {m} + {m - 1}"
         if form == 4:
             return f"{j} < {i} * {m} // {n}"
-        if form == 5:
-            return f"({i} + {j} + h // G) % 3 != 0"
-        if form == 6:
+        if form == 7 and self.chance(30):
+            return f"{j} > {i} + 99"
+        if form >= 6:
             allowed = self.ints(0, 1, self.batch, self.key_heads, 9) == 0
             name = self.tensor("bool", f"B, Hk, {self.fresh('M')}", allowed)
             return f"{name}[b, h // G, {j}]"
-        return f"{j} > {i} + 99"
+        return f"({i} + {j} + h // G) % 3 != 0"
 
     def keep(self, i: str, per_group: bool) -> str:
         form = self.random.randrange(7)
@@ -181,7 +181,7 @@ class _Composer:
         if form == 4:
             return f"top 1 + {i} % 3"
         if form == 5:
-            return f"above {self.random.choice(('0.0', '-1.0', '1.0', '5040.0', 'float(h // G)'))}"
+            return f"above {self.random.choice(('0.0', '-1.0', '1.0', '2.5', 'float(h // G)'))}"
         return f"mass {self.random.choice(('0.0', '0.25', '0.5', '0.75', '2.0', '-1.0'))}"
 
     def given(self, m: int, n: int, per_group: bool) -> str:
@@ -250,8 +250,8 @@ class _Composer:
         value = self.floats(self.batch, self.key_heads, self.columns, self.value_width)
         return Case(
             "\n".join(lines) + "\n",
-            query.to(torch.float64),
-            key.to(torch.float64),
+            query.to(torch.float64) / 16,
+            key.to(torch.float64) / 512,
             value,
             self.consts,
             self.arguments,

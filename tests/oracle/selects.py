@@ -183,12 +183,13 @@ class Choice:
         if not candidates:
             return set()
         assert statement.rank is not None and statement.amount is not None
-        ranks = functions.as_float(self.evaluate(statement.rank, candidates)).to(torch.float32)
+        ranks = functions.as_float(self.evaluate(statement.rank, candidates)).detach()
+        ranks = ranks.to(torch.float32)
         limits = self.evaluate(
             statement.amount, [(b, h // self.step * self.step, i, j) for b, h, i, j in candidates]
         )
         if statement.keep != "top":
-            limits = functions.as_float(limits).to(torch.float32)
+            limits = functions.as_float(limits).detach().to(torch.float32)
         sums: dict[tuple[int, ...], Tensor] = {}
         limit_of: dict[tuple[int, ...], Any] = {}
         for (b, h, i, j), rank, limit in zip(candidates, ranks, limits.tolist(), strict=True):

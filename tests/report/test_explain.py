@@ -124,8 +124,8 @@ def test_no_mask_at_all() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_examples_at_their_sizes(name: str, backend: str) -> None:
     """Every example is explained, with lengths and offsets of its batches."""
-    attention = attndsl.compile(FOLDER / f"{name}.attn", backend=backend)
     *_, inputs = example_inputs(name, Sizes(batch=2, heads=4, key_heads=2, length=100))
+    attention = attndsl.compile(FOLDER / f"{name}.attn", backend=backend, **inputs.consts)
     sizes = {"B": 2, "H": 4, "Hk": 2, "Nq": inputs.rows, "Nk": inputs.columns}
     told = attention.explain(**sizes, **inputs.arguments)
     assert all(len(line) <= 130 for line in told.splitlines())

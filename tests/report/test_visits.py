@@ -151,7 +151,7 @@ def test_examples_visit_what_is_said(name: str) -> None:
         n: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
         for n, x in inputs.arguments.items()
     }
-    attention = attndsl.compile(FOLDER / f"{name}.attn", backend="triton")
+    attention = attndsl.compile(FOLDER / f"{name}.attn", backend="triton", **inputs.consts)
     query, key, value = (x.float() for x in floats)
     made, counts = run_counted(attention, (query, key, value), {**inputs.call, **given})
     call = {"B": 1, "H": 2, "Hk": 1, "Nq": inputs.rows, "Nk": inputs.columns, "D": 16, **given}
