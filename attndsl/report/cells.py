@@ -12,7 +12,7 @@ from torch import Tensor
 from attndsl.diagnostics import ArgumentError
 from attndsl.ir.program import Program
 from attndsl.report.arguments import Number, Parameter, Sizes, random_parameters
-from attndsl.report.routed_call import names_read, pictured_call
+from attndsl.report.routed_call import pictured_call
 from attndsl.runtime.arguments import slots_of
 from attndsl.runtime.tiles import classify_tiles, facts_of
 from attndsl.runtime.views import (
@@ -24,6 +24,7 @@ from attndsl.runtime.views import (
     needed_by_mask,
     view,
 )
+from attndsl.transform.route import used_selects
 
 if TYPE_CHECKING:
     from attndsl.runtime.attention import Attention
@@ -76,7 +77,7 @@ def parameters_of(
 ) -> dict[str, Parameter]:
     """What the mask and its selects read: as given, else a default or something random."""
     program = attention.program
-    needed = needed_by_mask(program, {}).union(*map(names_read, program.selects))
+    needed = needed_by_mask(program, {})
     return random_parameters(program, sizes, given, seed=seed, only=needed)
 
 
@@ -91,12 +92,11 @@ def call_of(
     tables: from query and key, random ones unless they are given. Raises ArgumentError."""
     named = {name: extent for name, extent in sizes.named.items() if name != "G"}
     offsets = (sizes.q_offset, sizes.k_offset)
-    plain = replace(program, selects=())
-    seen = view(plain, slots_of(program), named, *offsets, None, parameters)
-    if not program.selects:
-        return program, seen
-    shown = pictured_call(program, seen, inputs or random_inputs(sizes, seed))
-    return shown.program, shown.seen
+    seen = view(program, slots_of(program), named, *offsets, None, parameters)
+    if not used_selects(program):
+        return replace(program, selects=()), seen
+    chooser = inputs or random_inputs(sizes, seed)
+    return pictured_call(program, replace(seen, device=chooser[0].device), chooser)
 
 
 def random_inputs(sizes: Sizes, seed: int) -> Inputs:

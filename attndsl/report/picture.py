@@ -31,6 +31,7 @@ from attndsl.report.cells import (
 from attndsl.report.image import Labels, png, sheet_of, svg
 from attndsl.report.table import share
 from attndsl.runtime.views import EMPTY, FULL, PARTIAL
+from attndsl.transform.route import used_selects
 
 if TYPE_CHECKING:
     from attndsl.runtime.attention import Attention
@@ -87,7 +88,7 @@ def show(
 
 def chosen_by(program: Program, inputs: Inputs | None, seed: int) -> str:
     """What decided what selects choose; nothing where there are none."""
-    names = ", ".join(f"`{select.name}`" for select in program.selects)
+    names = ", ".join(f"`{select.name}`" for select in used_selects(program))
     if not names or inputs is not None:
         return f"{names}: chosen by the query and key given" if names else ""
     return f"{names}: chosen by random queries and keys, seed {seed}"

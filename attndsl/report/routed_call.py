@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import NamedTuple
 
@@ -11,19 +11,22 @@ import torch
 from torch import Tensor
 
 from attndsl.diagnostics import ArgumentError
-from attndsl.ir.nodes import chosen, topological
-from attndsl.ir.program import Program, Scalar, Select
+from attndsl.ir.nodes import chosen
+from attndsl.ir.program import Program
 from attndsl.plan.kernel_plan import KernelPlan, Request
 from attndsl.plan.planner import plan as make_plan
 from attndsl.reference import evaluate
 from attndsl.report.choices import Choice, choice_of, runs_of, tensors_missing
 from attndsl.report.routing import Routing
-from attndsl.runtime.arguments import slots_of
-from attndsl.runtime.choice import Choosing, lists_of, tables_of
-from attndsl.runtime.choice_blocks import first_block
+from attndsl.runtime.arguments import input_sizes, slots_of
+from attndsl.runtime.choice import lists_of
+from attndsl.runtime.choice_blocks import block_count, first_block
 from attndsl.runtime.choice_covered import drop_covered
+from attndsl.runtime.choice_numbers import block_sizes
 from attndsl.runtime.choice_ranks import Inputs
+from attndsl.runtime.choose import choosings
 from attndsl.runtime.dims import bind_dims
+from attndsl.runtime.routed_views import known_sizes, with_tables
 from attndsl.runtime.views import View, view
 from attndsl.transform.route import form_of, is_positive, route, used_selects
 
@@ -53,131 +56,58 @@ def shown_call(
 ) -> Shown:
     """The call that a report is about. Takes what `attn.mask` takes, and query and key where what
     they choose is to be told; raises ArgumentError."""
+    slots = slots_of(program)
     if inputs is not None:
-        sizes = with_inputs(sizes, *inputs)
-    call = (sizes, q_offset, k_offset, k_len, parameters)
-    if not program.selects:
-        return Shown(program, view(program, slots_of(program), *call), None)
-    form = form_of(program)
-    routed = route(program, form, shifted_in(q_offset, k_offset))
-    # What the whole mask reads has to be given, whether or not it is left without what is chosen.
-    seen = view(replace(program, selects=()), slots_of(program), *call)
+        known = input_sizes(*inputs, inputs[1])
+        sizes = dict(sizes) | known_sizes(sizes, known)
+    # Without query and key nothing is chosen, and what ranks read may be left out.
+    reader = program if inputs is not None else replace(program, selects=())
+    seen = view(reader, slots, sizes, q_offset, k_offset, k_len, parameters)
+    if inputs is not None:
+        seen = replace(seen, device=inputs[0].device)
     selects = used_selects(program)
+    if not selects:
+        return Shown(replace(program, selects=()), seen, None)
+    form = form_of(program)
     routing = Routing(program, form, tuple(choice_of(select, seen) for select in selects))
-    choosing = [] if inputs is None else [choosing_of(s, program, seen, inputs) for s in selects]
     if form == "lists":
+        routed = route(program, form)
+        lists = None if inputs is None else added_lists(program, routed, seen, inputs)
         plain = replace(routed, parameters=program.parameters, routed=None)
-        lists = added_lists(routed, choosing[0]) if choosing else None
         return Shown(plain, seen, replace(routing, lists=lists))
-    if choosing:
-        seen = with_tables(routed, program, [Table.chosen(choice) for choice in choosing], seen)
-        return Shown(routed, seen, replace(routing, is_known=True))
-    tables = [Table.candidates(choice, seen) for choice in routing.choices]
-    if not all(is_positive(program.mask, chosen(select.name)) for select in selects):
-        tables.append(None)  # fewer blocks may be more pairs
-    if any(table is None for table in tables):
-        return Shown(routed, seen, replace(routing, has_tiles=False))
-    found = [table for table in tables if table is not None]
-    return Shown(routed, with_tables(routed, program, found, seen), routing)
+    if inputs is not None:
+        return Shown(*with_tables(program, seen, *inputs), replace(routing, is_known=True))
+    routed, most = with_candidates(program, routing.choices, seen)
+    return Shown(routed, most or seen, replace(routing, has_tiles=most is not None))
 
 
-def pictured_call(program: Program, seen: View, inputs: tuple[Tensor, Tensor]) -> Shown:
-    """The call with what queries and keys choose in tables, whatever else is best."""
-    routed = route(program, "table", shifted_in(seen.q_offset, seen.k_offset))
-    tables = []
+def pictured_call(
+    program: Program, seen: View, inputs: tuple[Tensor, Tensor]
+) -> tuple[Program, View]:
+    """The program and the call with what query and key choose in tables, whatever else is best."""
     for select in used_selects(program):
-        choosing = choosing_of(select, program, seen, inputs)
-        if prod((*choosing.shape, choosing.rows.count, choosing.columns.count)) > MOST_PICTURED:
+        m, n = block_sizes(select, seen.sizes, seen.scalars)
+        tall = block_count(seen.sizes["Nq"], m, seen.q_offset)
+        wide = block_count(seen.sizes["Nk"], n, seen.k_offset)
+        if seen.sizes["B"] * seen.sizes["H"] * tall * wide > MOST_PICTURED:
             raise ArgumentError(
-                f"`{select.name}` chooses among {choosing.rows.count:,} x "
-                f"{choosing.columns.count:,} blocks here: too many to draw"
+                f"`{select.name}` chooses among {tall:,} x {wide:,} blocks: too many to draw"
             )
-        tables.append(Table.chosen(choosing))
-    return Shown(routed, with_tables(routed, program, tables, seen), None)
+    return with_tables(program, seen, *inputs)
 
 
-def added_lists(routed: Program, choosing: Choosing) -> Tensor:
+def added_lists(
+    program: Program, routed: Program, seen: View, inputs: tuple[Tensor, Tensor]
+) -> Tensor:
     """The lists of a call, without blocks that add nothing."""
     assert routed.routed is not None
-    lists = lists_of(choosing)
-    drop_covered(lists, routed.routed, choosing)
-    return lists
-
-
-def choosing_of(
-    select: Select, program: Program, seen: View, inputs: tuple[Tensor, Tensor]
-) -> Choosing:
-    """A select with queries and keys; ArgumentError for parameters that are missing."""
-    for parameter in program.parameters:
-        known = seen.scalars if isinstance(parameter, Scalar) else seen.tensors
-        if parameter.name not in known and parameter.name in names_read(select):
-            raise ArgumentError(f"missing {parameter.name}, which `{select.name}` reads")
     query, key = (tensor.detach() for tensor in inputs)
     offsets = (seen.q_offset, seen.k_offset, seen.k_len)
     given = (seen.sizes, seen.scalars, seen.tensors)
-    return Choosing.of(select, Inputs(query, key, *offsets, *given))
-
-
-def names_read(select: Select) -> set[str]:
-    """The parameters that a select reads."""
-    nodes = (select.rows, select.columns, select.rank, select.where, select.limit)
-    reads = topological(*(node for node in nodes if node is not None))
-    names = {node.name for node in reads if node.op in ("lookup", "scalar")}
-    return names | ({select.given} if select.given else set())
-
-
-@dataclass(frozen=True)
-class Table:
-    """table bool [B, H or Hk, Ni, Nj], and the indices of its first blocks: ints, or int [B]."""
-
-    table: Tensor
-    sums: Tensor
-    firsts: tuple[int | Tensor, int | Tensor]
-
-    @staticmethod
-    def chosen(choosing: Choosing) -> Table:
-        table, sums = tables_of(choosing)
-        return Table(table, sums, (choosing.rows.first, choosing.columns.first))
-
-    @staticmethod
-    def candidates(choice: Choice, seen: View) -> Table | None:
-        """Every candidate, so that tiles are at most those of a choice; None where that is too
-        large."""
-        table = candidates_of(choice, seen)
-        if table is None:
-            return None
-        firsts = (
-            first_block(seen.q_offset, choice.rows),
-            first_block(seen.k_offset, choice.columns),
-        )
-        return Table(table, rectangles(table), firsts)
-
-
-def with_tables(routed: Program, program: Program, tables: Sequence[Table], seen: View) -> View:
-    """The view with the tensors that routing adds to a program."""
-    tensors, batches = dict(seen.tensors), seen.sizes["B"]
-    added = iter(routed.parameters[len(program.parameters) :])
-    shifted = shifted_in(seen.q_offset, seen.k_offset)
-    for table in tables:
-        made = [table.table, table.sums]
-        for name, first in zip(("q_offset", "k_offset"), table.firsts, strict=True):
-            if name in shifted:
-                made.append(torch.as_tensor(first, device=seen.device).expand(batches))
-        tensors |= {next(added).name: tensor for tensor in made}
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    sizes = bind_dims(routed, shapes, seen.sizes, seen.scalars)
-    return replace(seen, tensors=tensors, sizes=sizes)
-
-
-def with_inputs(sizes: Mapping[str, object], query: Tensor, key: Tensor) -> dict[str, object]:
-    """The sizes that query and key have; ArgumentError where one that is given is another."""
-    names = ("B", "H", "Nq", "D")
-    found: dict[str, object] = dict(zip(names, query.shape, strict=True))
-    found |= {"Hk": key.shape[1], "Nk": key.shape[2]}
-    for name, size in sizes.items():
-        if size is not None and size != found[name]:
-            raise ArgumentError(f"{name}: {size!r} is given, but query and key have {found[name]}")
-    return found
+    (choosing,) = choosings(program, Inputs(query, key, *offsets, *given))
+    lists = lists_of(choosing)
+    drop_covered(lists, routed.routed, choosing)
+    return lists
 
 
 def routed_part(shown: Shown, request: Request) -> KernelPlan:
@@ -191,10 +121,31 @@ def routed_part(shown: Shown, request: Request) -> KernelPlan:
     return plan
 
 
-def shifted_in(q_offset: object, k_offset: object) -> list[str]:
-    """The offsets that may not be 0."""
-    offsets = {"q_offset": q_offset, "k_offset": k_offset}
-    return [n for n, offset in offsets.items() if isinstance(offset, Tensor) or offset != 0]
+def with_candidates(
+    program: Program, choices: Sequence[Choice], seen: View
+) -> tuple[Program, View | None]:
+    """The program with tables, and the view with tables in which every candidate is chosen, so that
+    tiles are at most those of a choice; None where that is too large, or not so."""
+    routed = route(program, "table", seen.shifted)
+    tensors, added = dict(seen.tensors), iter(routed.parameters[len(program.parameters) :])
+    for choice in choices:
+        table = None
+        if is_positive(program.mask, chosen(choice.select.name)):  # else fewer may be more
+            table = candidates_of(choice, seen)
+        if table is None:
+            return routed, None
+        made = [table, rectangles(table)]
+        firsts = {
+            "q_offset": first_block(seen.q_offset, choice.rows),
+            "k_offset": first_block(seen.k_offset, choice.columns),
+        }
+        for name in seen.shifted:
+            first = torch.as_tensor(firsts[name], device=seen.device)
+            made.append(first.expand(seen.sizes["B"]))
+        tensors |= {next(added).name: tensor for tensor in made}
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    sizes = bind_dims(routed, shapes, seen.sizes, seen.scalars)
+    return routed, replace(seen, tensors=tensors, sizes=sizes)
 
 
 def candidates_of(choice: Choice, seen: View) -> Tensor | None:

@@ -24,7 +24,7 @@ from ..lines import Lines
 from ..scope import gradient_name, tensor_name, tuple_text
 from .block import Block, ranges_text
 from .forward import has_spans, in_brackets, write_value
-from .routed import RoutedBlock
+from .routed import RoutedBlock, write_flat
 from .runs import Distances, is_window
 from .spans import ARGUMENTS
 
@@ -42,7 +42,8 @@ def write_backward(lines: Lines, plan: KernelPlan) -> None:
         )
         write_arguments(lines, plan)
         block = Block(lines, plan, backward_roots(plan, plan.grid is None), pair_nodes(plan))
-        block.write_inputs()
+        block.write_queries()
+        block.write_keys()
         if has_spans(plan):
             block.write_call()
         write_begin(lines, plan)
@@ -52,7 +53,7 @@ def write_backward(lines: Lines, plan: KernelPlan) -> None:
             roots = backward_roots(plan, has_runs=False)
             routed = RoutedBlock(lines, plan.routed, roots, pair_nodes(plan))
             routed.write_call()
-            routed.write_flat("queries", "grad_query", "grad_raw")
+            write_flat(lines, "queries", "grad_query", "grad_raw")
             write_loops(routed)
         for level in ("row", "column"):
             names = {leaf.node: name for leaf, name in summed_leaves(plan, level)}

@@ -67,12 +67,13 @@ def is_calm(value: Node) -> bool:
 class Block:
     """Writes the loops of one function, with every value at the outermost place possible."""
 
-    parts_text = "spans in run_spans"
+    parts_text = f"(b0, b1, j0, j1, g0, g1), spans in run_spans(query, key, value, {ARGUMENTS})"
     chunks_text = "attn_chunks(span, columns, LEAST_COLUMNS)"
     products_texts: tuple[str, ...] = (
         "logits = buffer[: math.prod(shape)].view(shape)",
         "attn_products(packed, keys[n0:n1, first:end].transpose(1, 2), logits)",
     )
+    values_text = "values[n0:n1, first:end]"
 
     def __init__(
         self,
@@ -144,14 +145,16 @@ class Block:
         """Whether a node is a Python number in the generated code."""
         return self._plainness.is_plain(node)
 
-    def write_inputs(self) -> None:
-        """Sets the packed inputs."""
-        lines = self.lines
+    def write_queries(self) -> None:
+        """Sets `queries`, and where tiles are boxes their order."""
         if self.has_boxes:
-            write_order(lines, self.plan)
+            write_order(self.lines, self.plan)
+        self.lines.add("queries = query.to(ACCUMULATOR).unflatten(1, (size_Hk, size_G))")
+
+    def write_keys(self) -> None:
+        """Sets `keys` and `values`."""
         columns = ".index_select(1, order)" if self.has_boxes else ""
-        lines.add(
-            "queries = query.to(ACCUMULATOR).unflatten(1, (size_Hk, size_G))",
+        self.lines.add(
             f"keys = key.to(ACCUMULATOR).flatten(0, 1){columns}",
             f"values = value.to(ACCUMULATOR).flatten(0, 1){columns}",
         )
@@ -168,12 +171,11 @@ class Block:
         """The loop over parts of batch and heads."""
         lines = self.lines
         if not self.plan.request.per_batch:
-            self._write_shifts()
-        parts = f"{self.parts_text}(query, key, value, {ARGUMENTS})"
-        with lines.block(f"for (b0, b1, j0, j1, g0, g1), {parts}:"):
+            self.write_shifts()
+        with lines.block(f"for {self.parts_text}:"):
             lines.add("n0, n1 = b0 * size_Hk + j0, (b1 - 1) * size_Hk + j1")
             if self.plan.request.per_batch:
-                self._write_shifts()
+                self.write_shifts()
             if "b" in self.windows:
                 lines.add("b_range = (b0, b1)")
             if "h" in self.windows:
@@ -201,7 +203,7 @@ class Block:
             "buffer = torch.empty(scored * columns, dtype=ACCUMULATOR, device=query.device)",
         )
 
-    def _write_shifts(self) -> None:
+    def write_shifts(self) -> None:
         """The positions of row 0 and column 0; in boxes, what `k_len` says instead."""
         if self.has_boxes:
             if self.is_cut:
@@ -313,15 +315,15 @@ class Block:
         blocks: the last few are kept."""
         lines = self.lines
         if not self._has_mask_of_distance:
-            return wrap(self._write_kept())
+            return wrap(self.write_kept())
         lines.add("place = (stop - start, start + q_shift - lo - k_shift, hi - lo)")
         with lines.block("if place not in masks:"):
             with lines.block("if len(masks) == MOST_MASKS:"):
                 lines.add("masks.clear()")
-            lines.add(f"masks[place] = {wrap(self._write_kept())}")
+            lines.add(f"masks[place] = {wrap(self.write_kept())}")
         return "masks[place]"
 
-    def _write_kept(self) -> str:
+    def write_kept(self) -> str:
         """The text of which pairs take part."""
         lines, mask = self.lines, self.plan.program.mask
         lines.origin(self.plan.program, mask)

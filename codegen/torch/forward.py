@@ -10,8 +10,10 @@ from attndsl.plan.kernel_plan import KernelPlan
 
 from ..host import write_arguments, write_output, write_sink
 from ..lines import Lines
+from ..scope import tensor_name
 from .block import Block, is_calm, is_fresh
-from .routed import RoutedBlock
+from .routed import RoutedBlock, write_flat
+from .routed_rows import FewRowsBlock
 from .spans import ARGUMENTS
 
 
@@ -23,21 +25,16 @@ def write_forward(lines: Lines, plan: KernelPlan) -> None:
         write_arguments(lines, plan)
         scale = "(scale * math.log2(math.e))" if has_binary_logits(plan) else "scale"
         block = Block(lines, plan, value_roots(plan), scale=scale)
-        block.write_inputs()
+        block.write_queries()
         if has_spans(plan):
+            block.write_keys()
             block.write_call()
         write_results_begin(lines, plan)
         if has_spans(plan):
             with write_blocks(block):
                 write_block_end(block)
         if plan.routed is not None:
-            routed = RoutedBlock(lines, plan.routed, value_roots(plan), scale=scale)
-            routed.write_call()
-            routed.write_flat("queries", "raw", *(["stat"] if plan.form != "elementwise" else []))
-            with write_blocks(routed):
-                write_tile_end(lines, plan)
-            if plan.form == "normalize":
-                write_division(lines)
+            write_routed(lines, plan, scale)
         write_sink(lines, plan)
         write_output(lines, plan)
         raw = "raw.to(query.dtype)" if plan.program.output else "raw.new_empty(0)"
@@ -129,7 +126,7 @@ def write_chunk(block: Block) -> None:
         lines.add(f"most, sums, factor = attn_weigh(weight, most, sums, {unit})")
     elif plan.form == "normalize":
         lines.add("more_stat = weight.sum(-1, keepdim=True)")
-    lines.add("more = attn_products(weight, values[n0:n1, first:end])")
+    lines.add(f"more = attn_products(weight, {block.values_text})")
     with lines.block("if found is None:"):
         lines.add("found = more")
         if plan.form == "normalize":
@@ -165,6 +162,29 @@ def write_block_end(block: Block) -> None:
         lines.add(f"raw_parts[here] = {found}")
     if plan.form != "elementwise":
         lines.add("stat_parts[here] = stat_found.view(query_block.shape[:4])")
+
+
+def write_routed(lines: Lines, plan: KernelPlan, scale: str) -> None:
+    """What lists add to raw and stat."""
+    assert plan.routed is not None and plan.program.routed is not None
+    write_flat(lines, "raw", *(["stat"] if plan.form != "elementwise" else []))
+    lists = tensor_name(plan.program.routed.lists)
+    with lines.block(f"if size_Nq <= FEW_ROWS and min(size_Nk, {lists}.shape[3]) > 0:"):
+        few = FewRowsBlock(lines, plan.routed, value_roots(plan), scale=scale)
+        few.write_lists(plan.program.routed)
+        few.write_call()
+        with write_blocks(few):
+            write_tile_end(lines, plan)
+    with lines.block("else:"):
+        routed = RoutedBlock(lines, plan.routed, value_roots(plan), scale=scale)
+        if not has_spans(plan):
+            routed.write_keys()
+        routed.write_call()
+        write_flat(lines, "queries")
+        with write_blocks(routed):
+            write_tile_end(lines, plan)
+    if plan.form == "normalize":
+        write_division(lines)
 
 
 def write_tile_end(lines: Lines, plan: KernelPlan) -> None:

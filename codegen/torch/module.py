@@ -25,6 +25,7 @@ MOST_MASKS = 8  # a window has a few; each is no larger than a block of scores
 # Rows that one tile gathers, those of all heads together: more are not faster, and matrix products
 # are prepared for every number of them.
 MOST_GATHERED = 2048
+FEW_ROWS = 8  # up to which each row gathers the keys that it lists: tiles would be all but empty
 COLUMNS = 1024  # of that block, where there are enough rows to fill it
 
 
@@ -59,6 +60,7 @@ def emit(plan: KernelPlan) -> str:
     lines.add(f"LEAST_COLUMNS = {LEAST_COLUMNS}  # keys of a block at the least")
     if plan.routed is not None:
         lines.add(f"MOST_GATHERED = {MOST_GATHERED}  # rows of a tile that list a block, by head")
+        lines.add(f"FEW_ROWS = {FEW_ROWS}  # that gather what they list, each for itself")
     if "MOST_MASKS" in text:
         lines.add(f"MOST_MASKS = {MOST_MASKS}  # of blocks, kept for other blocks")
     if "WIDTH" in text:

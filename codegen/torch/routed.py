@@ -60,11 +60,9 @@ def write_routes(lines: Lines, plan: KernelPlan) -> None:
 def write_pieces(lines: Lines, plan: KernelPlan, routed: Routed) -> None:
     """Sets the pieces: `listed` (the list), `low` and `high` (entries), `first` and `end` (columns,
     end <= first where there are none), and `b`."""
-    printer = scope_printer(plan, {}, write_no_dot, Plainness(), "width_")
-    (width,) = printer.write(lines, routed.columns)
     lists = tensor_name(routed.lists)
     lines.add(
-        f"width = int({width})  # columns of a block",
+        f"width = {width_text(lines, plan, routed)}  # columns of a block",
         f"heads = size_H // {lists}.shape[1]  # of a list",
         "blocks = (size_Nk + width - 2) // width + 1  # as many as any k_offset can need",
         f"entries, edges = attn_entries({lists}, blocks)",
@@ -121,6 +119,20 @@ def facts_of(plan: KernelPlan) -> TileFacts:
     return plan.tile
 
 
+def width_text(lines: Lines, plan: KernelPlan, routed: Routed) -> str:
+    """The columns of a block, as the text of an int."""
+    printer = scope_printer(plan, {}, write_no_dot, Plainness(), "width_")
+    (text,) = printer.write(lines, routed.columns)
+    return f"int({text})"
+
+
+def write_flat(lines: Lines, *names: str) -> None:
+    """Sets <name>_rows, the array <name> [B, H, Nq, ..] or [B, Hk, G, Nq, ..] with its rows on one
+    axis; a view where it is contiguous."""
+    for name in names:
+        lines.add(f"{name}_rows = {name}.flatten(0, {'-1' if name == 'stat' else '-2'})")
+
+
 class RoutedBlock(Block):
     """The loops over the tiles that lists add: rows are gathered, columns are runs.
 
@@ -128,20 +140,13 @@ class RoutedBlock(Block):
     the tile's are at `places`, those of one head behind those of another.
     """
 
-    parts_text = "tiles in run_routes"
+    parts_text = f"(b0, b1, j0, j1, g0, g1), tiles in run_routes(query, key, value, {ARGUMENTS})"
     chunks_text = "chunks"
     products_texts = ("logits = attn_products(packed, keys[n0:n1, first:end].transpose(1, 2))",)
 
     @property
     def has_runs(self) -> bool:
         return False
-
-    def write_flat(self, *names: str) -> None:
-        """Sets <name>_rows, from arrays [B, H, Nq, ..], <name>, or [B, Hk, G, Nq, ..], `queries`;
-        a view where the array is contiguous."""
-        for name in names:
-            last = "-1" if name == "stat" else "-2"
-            self.lines.add(f"{name}_rows = {name}.flatten(0, {last})")
 
     def write_part_end(self) -> None:
         """Which of all heads those of the part are."""

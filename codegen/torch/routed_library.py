@@ -104,6 +104,35 @@ def attn_list_part(
     return b, b + 1, j, j + 1, g, g + heads
 
 
+def attn_columns(
+    lists: torch.Tensor,
+    width: int,
+    k_shift: torch.Tensor | int,
+    limit: torch.Tensor | int,
+    size_Nk: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The columns of listed blocks, and which of them exist: lists [.., T] int64 -> [.., columns].
+    What is no block has columns too, none of which exists.
+
+    width             columns of a block
+    k_shift, limit    the position of column 0, and the first column that does not exist
+    """
+    first = lists * width - k_shift % width
+    end = torch.minimum(first + width, torch.as_tensor(limit, device=lists.device))[..., None]
+    along = torch.arange(min(width, size_Nk), device=lists.device)
+    columns = first.clamp(min=0)[..., None] + along
+    return columns.clamp(max=size_Nk - 1).flatten(-2), (columns < end).flatten(-2)
+
+
+def attn_gathered(x: torch.Tensor, b0: int, j0: int, columns: torch.Tensor) -> torch.Tensor:
+    """Rows of x [B, Hk, Nk, D] for each list: columns [b, j, lists, 1, columns], the first of batch
+    b0 and key head j0 -> [b * j * lists, columns, D]."""
+    batch, heads = columns.shape[:2]
+    b = torch.arange(b0, b0 + batch, device=x.device)[:, None, None, None, None]
+    j = torch.arange(j0, j0 + heads, device=x.device)[:, None, None, None]
+    return x[b, j, columns].flatten(0, 3)
+
+
 def attn_merge(
     raw: torch.Tensor,
     stat: torch.Tensor,

@@ -88,6 +88,7 @@ def check(
     held: int = 3,
     per_group: bool = False,
     small: bool = True,
+    few: bool = False,
     lists: Tensor | None = None,
     **call: Any,
 ) -> None:
@@ -111,6 +112,8 @@ def check(
     source = TORCH.emit(made)
     for old, new in SMALL.items() if small else ():
         source = source.replace(old, new)
+    if few:
+        source = source.replace("\nFEW_ROWS = 8", "\nFEW_ROWS = 1000")
     module = module_of(source)
     more = dict(given or {})
     scalars = tuple(more.get(s.name, s.default) for s in program.scalars)
@@ -152,7 +155,7 @@ PROGRAMS: dict[str, tuple[str, str, str, str, dict[str, Any]]] = {
     ),
     "by head": (
         "wide[h] and k == q",
-        "k < q",
+        "k < q and (wide[h] or q - k < 30)",
         "",
         ", wide: bool[X]",
         {"wide": torch.tensor([True, False] * 4)},
@@ -291,10 +294,12 @@ def test_empty_lists(name: str) -> None:
 
 
 def test_numbers_that_are_no_block() -> None:
-    """Nothing is read outside of the keys."""
-    lists = torch.randint(-(2**31), 2**31 - 1, (2, 4, 70, 3), dtype=torch.int32)
-    lists[..., 0] = torch.randint(0, 9, (2, 4, 70), dtype=torch.int32)
+    """Nothing is read outside of the keys, and no other list changes."""
+    random = torch.Generator().manual_seed(6)
+    ends = ((0, 6), (6, 60), (-60, 0), (-(2**31), 2**31 - 1))
+    lists = torch.stack([torch.randint(*e, (2, 4, 70), generator=random) for e in ends], -1).int()
     check(*PROGRAMS["moba"], lists=lists, k_offset=5)
+    check(*PROGRAMS["moba"], lists=lists, k_offset=5, few=True)
 
 
 def test_long_blocks_are_cut() -> None:
@@ -379,24 +384,74 @@ def test_masks_are_tested_where_they_decide() -> None:
 
 
 def test_memory_is_linear_in_length() -> None:
-    """40,000 tokens with 4 blocks of 64: a table of rows and blocks would be twice as large as all
-    arrays, one of pairs 6 GB."""
+    """40,000 tokens with one block of 64 each: scores of all pairs would be 6 GB."""
     size, columns = 40_000, 64
     random = torch.Generator().manual_seed(1)
     program = program_of("false", "k <= q", "", "", constant(columns), False)
     module = module_of(TORCH.emit(plan(program, Request(tensor_dtypes=("int32",)))))
     query, key, value = torch.randn(3, 1, 1, size, 8, generator=random)
-    lists = torch.randint(0, size // columns, (1, 1, size, 4), generator=random)
-    lists = lists + torch.tensor([0, 1, 2, 3]) * 0
-    lists = torch.where(lists == lists[..., :1], -1, lists)
-    lists[..., 1:3] = -1
-    rest = (0.3, 0, 0, None, (lists.int(),), ())
+    lists = torch.randint(-1, size // columns, (1, 1, size, 1), generator=random).int()
+    rest = (0.3, 0, 0, None, (lists,), ())
     out, _, stat = module["run_forward"](query, key, value, *rest)
     for row in range(0, size, 1999):
-        at = int(lists[0, 0, row, 3])
+        at = int(lists[0, 0, row, 0])
         keys = slice(at * columns, min((at + 1) * columns, row + 1))
         if at < 0 or keys.start >= keys.stop:
             assert stat[0, 0, row] == float("-inf") and not out[0, 0, row].any()
             continue
         logits = 0.3 * query[0, 0, row] @ key[0, 0, keys].T
         assert torch.allclose(out[0, 0, row], logits.softmax(-1) @ value[0, 0, keys], atol=1e-5)
+
+
+@pytest.mark.parametrize("per_group", [False, True], ids=["per head", "per group"])
+@pytest.mark.parametrize("columns", [64, 128, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_float32_of_common_sizes(dtype: torch.dtype, columns: int, per_group: bool) -> None:
+    """Tiles of sizes that oneDNN multiplies, and the short ones behind them."""
+    random = torch.Generator().manual_seed(4)
+    size, heads, key_heads = 1300, 4, 2
+    shapes = ((1, n, size, 64) for n in (heads, key_heads, key_heads))
+    inputs = [torch.randn(shape, generator=random).to(dtype).double() for shape in shapes]
+    shape = (1, key_heads if per_group else heads, size)
+    lists = lists_of(shape, -(-size // columns), 5, random)
+    program = program_of("k == q", "k < q", "", "", constant(columns), per_group)
+    name = str(dtype).removeprefix("torch.")
+    module = module_of(TORCH.emit(plan(program, Request(dtype=name, tensor_dtypes=("int32",)))))
+    rest = (0.125, 0, 0, None, (lists,), ())
+    query, key, value = (x.to(dtype) for x in inputs)
+    out, _, stat = module["run_forward"](query, key, value, *rest)
+    grad = torch.randn(out.shape, generator=random).to(dtype)
+    got = module["run_backward"](grad, None, query, key, value, out, stat, *rest)
+    q, k, v = (x.requires_grad_() for x in inputs)
+    pairs = pairs_of(lists, columns, torch.zeros(1, dtype=torch.int64), size, heads)
+    kept = (pairs & torch.ones(size, size).tril(-1).bool()) | torch.eye(size).bool()
+    scores = 0.125 * q @ k.repeat_interleave(2, 1).transpose(-1, -2)
+    dense = scores.masked_fill(~kept, -torch.inf).softmax(-1) @ v.repeat_interleave(2, 1)
+    want = (dense, *torch.autograd.grad(dense, (q, k, v), grad.double()))
+    tolerance = 2e-5 if dtype == torch.float32 else 2e-2
+    for found, expected in zip((out, *got), want, strict=True):
+        assert found.dtype == dtype
+        assert (found.double() - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("per_group", [False, True], ids=["per head", "per group"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_few_rows(name: str, per_group: bool) -> None:
+    """Rows that gather the columns which they list."""
+    check(*PROGRAMS[name], sizes=(2, 4, 2, 40, 90, 6, 5), per_group=per_group, few=True)
+
+
+@pytest.mark.parametrize("per_group", [False, True], ids=["per head", "per group"])
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("call", CALLS, ids=str)
+@pytest.mark.parametrize("name", ["moba", "rows and columns", "normalize", "by head"])
+def test_positions_of_few_rows(
+    name: str, call: dict[str, Any], small: bool, per_group: bool
+) -> None:
+    sizes = (2, 6, 2, 9, 90, 6, 5)
+    check(*PROGRAMS[name], sizes=sizes, small=small, few=True, per_group=per_group, **call)
+
+
+@pytest.mark.parametrize("columns", [1, 7, 64, 1000])
+def test_lengths_of_blocks_of_few_rows(columns: int) -> None:
+    check("k == q", "k != q", columns=columns, held=9, k_offset=3, few=True)

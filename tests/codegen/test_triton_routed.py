@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 import attndsl
+from attndsl.backend import load
 from attndsl.ir.nodes import FALSE, TRUE, Node, constant, scalar
 from attndsl.ir.program import Program, Routed
 from attndsl.plan.kernel_plan import KernelPlan, Request
 from attndsl.plan.planner import plan
+from attndsl.report.compile import Job, compile_jobs
 from attndsl.runtime import cache
 from attndsl.runtime.operators import forward, register
 from tests.codegen.test_capture import BATCHED, record
@@ -425,3 +427,25 @@ def test_nothing_waits_for_the_device(
     case = replace(CASES[name], lists=None)
     arguments = {**case.arguments, "near": lists_of(case)}
     record(monkeypatch, program_of(case), inputs_of(case), arguments, per_batch)
+
+
+@pytest.mark.parametrize("rows", [0, 16], ids=["dense", "sparse"])
+def test_gathered_kernels_compile(rows: int) -> None:
+    """Both sizes of tiles for Hopper: the larger ones keep wgmma, and nothing spills."""
+    case = Case(columns=64, per_group=True, sizes=(1, 2, 1, 33, 33, 64, 64))
+    _, program, request = module_for(case, "sm_90")
+    decided, generator = plan(program, request), load("attndsl.codegen", "triton")
+    kernels = [k for k in generator.kernels(decided) if k.name.startswith("routed_")]
+    if rows:
+        sized = ("routed_forward", "routed_backward_dq")
+        kernels = [
+            replace(k, constants={**k.constants, "BLOCK_M": rows}, num_warps=4)
+            for k in kernels
+            if k.name in sized
+        ]
+    (compiled,) = compile_jobs([Job(generator.emit(decided), tuple(kernels), "sm_90")])
+    products = {"routed_forward", "routed_backward_dq", "routed_backward_dkv"}
+    for kernel in compiled:
+        assert kernel.spill_bytes == 0, kernel
+        if kernel.name in products and not rows:
+            assert kernel.wgmma > 0 and kernel.mma == 0, kernel

@@ -7,7 +7,7 @@ import json
 import torch
 
 from attndsl.cli import main
-from attndsl.report import bench, preparation
+from attndsl.report import bench, preparation, routing_bench
 from attndsl.report import cpu as engine
 from attndsl.report.bench import startup
 from attndsl.report.measurement import Report
@@ -68,3 +68,36 @@ def test_masks_suite(monkeypatch):
     ]
     assert report.rows[1][6].startswith("~")
     json.dumps(report.record)
+
+
+def test_routing_suite(monkeypatch):
+    monkeypatch.setattr(routing_bench, "CHECKED", 160)
+    monkeypatch.setitem(routing_bench.REPEATS, "cpu", 1)
+    report = routing_bench.routing(lengths=(200, 130), device="cpu")
+    assert report.passed, report.text
+    names = [case.name for case in routing_bench.CASES]
+    assert [row[:3] for row in report.rows] == [
+        (name, length, way)
+        for length in (200, 130)
+        for name in names
+        for way in ("forward", "backward")
+    ]
+    for row in report.rows:
+        assert row[5] == row[3] / row[4]
+        assert abs(sum(row[6:]) - 100) < 1e-6
+        assert (row[6] == 0) == (row[2] == "backward")
+    json.dumps(report.record)
+
+
+def test_what_differs_is_not_timed(monkeypatch):
+    monkeypatch.setattr(routing_bench, "CHECKED", 128)
+    monkeypatch.setattr(routing_bench, "error_of", lambda case, device: float(case.name == "nsa"))
+    report = routing_bench.routing(lengths=(128,), device="cpu")
+    assert not report.passed
+    assert "nsa differs from its reference by 1: not timed" in report.text
+    assert {row[0] for row in report.rows} == {"moba", "seer"}
+
+
+def test_only_one_suite_takes_lengths(capsys):
+    assert main(["bench", "startup", "--lengths", "8k"]) == 1
+    assert "only the suite `routing`" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from attndsl.report.explain import explain
 from attndsl.report.picture import show
 from attndsl.report.routed_call import shown_call
 from attndsl.report.routing import select_lines
+from attndsl.report.sides import check_alike
 from attndsl.runtime.views import mask_pairs
 from tests.oracle.examples import FOLDER
 from tests.report.test_explain import section
@@ -186,7 +187,7 @@ def test_tiles_of_tables_are_those_of_the_mask(offset: int) -> None:
 def test_what_is_missing_is_named() -> None:
     query, key = torch.randn(1, 2, 16, 8), torch.randn(1, 2, 16, 8)
     gated = attndsl.compile(text=GATED)
-    with pytest.raises(ArgumentError, match="missing gate, which `open` reads"):
+    with pytest.raises(ArgumentError, match="missing gate: float"):
         explain(gated, query=query, key=key, level=1.0)
     with pytest.raises(ArgumentError, match="key: give query= and key="):
         explain(gated, query=query)
@@ -196,6 +197,8 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(ArgumentError, match="missing block"):
         attndsl.compile(text=text).explain(Nq=16, Nk=16)
     assert "choosing" in gated.explain(Nq=16, Nk=16, level=1.0)
+    with pytest.raises(ArgumentError, match="depends on queries and keys"):
+        check_alike(gated.program, gated.program)
     told = attndsl.compile(text=HEADS).explain(Nq=16, Nk=16, H=2)
     assert "fewer by `last`, which is not given" in " ".join(told.split())
 

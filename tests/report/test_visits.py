@@ -15,11 +15,13 @@ from attndsl.codegen.triton.host import LIST_FUNCTIONS
 from torch import Tensor
 
 import attndsl
+from attndsl.ir.nodes import is_const
 from attndsl.ir.program import Program
 from attndsl.plan.kernel_plan import MOST_LISTED, KernelPlan, Request
 from attndsl.plan.planner import plan
 from attndsl.report import lists, loops, needed, visits
 from attndsl.report.requests import request_for
+from attndsl.report.routed_call import shown_call
 from attndsl.report.visits import Visits, table_of_tiles, visits_of
 from attndsl.runtime import cache, views
 from attndsl.runtime.arguments import slots_of
@@ -52,13 +54,13 @@ def planned(attention: attndsl.Attention, **changes: Any) -> KernelPlan:
 
 
 @contextmanager
-def requests() -> Iterator[list[Request]]:
-    """The requests of the modules that are asked for meanwhile."""
-    made: list[Request] = []
+def requests() -> Iterator[list[tuple[Program, Request]]]:
+    """The programs and requests of the modules that are asked for meanwhile."""
+    made: list[tuple[Program, Request]] = []
     inner = cache.module_of
 
     def recorded(handle: str, program: Program, request: Request) -> ModuleType:
-        made.append(request)
+        made.append((program, request))
         return inner(handle, program, request)
 
     with patch.object(cache, "module_of", recorded):
@@ -116,7 +118,8 @@ def run_counted(
     query = inputs[0].detach().requires_grad_()
     with counting(query.device) as counter, requests() as made:
         attention(query, *inputs[1:], **call).sum().backward()
-    return plan(attention.program, made[-1]), counter.counts
+    program, request = made[-1]
+    return plan(replace(program, selects=()), request), counter.counts
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -132,9 +135,15 @@ def test_triton_kernels_visit_what_is_said(name: str) -> None:
     check_needed(attention, found, {**sizes, **call})
 
 
-def check_needed(attention: attndsl.Attention, found: list[Visits], call: dict[str, Any]) -> None:
-    """What is needed, from the mask of every pair."""
-    mask = attention.mask(**call).expand(call["B"], call["H"], -1, -1)
+def check_needed(
+    attention: attndsl.Attention,
+    found: list[Visits],
+    call: dict[str, Any],
+    mask: Tensor | None = None,
+) -> None:
+    """What is needed, from the mask of every pair; that of the attention unless it is given."""
+    mask = attention.mask(**call) if mask is None else mask
+    mask = mask.expand(call["B"], call["H"], -1, -1)
     whole = torch.full((call["B"],), mask.shape[3])
     for visit in found:
         config = replace(planned(attention).forward, block_m=visit.block[0], block_n=visit.block[1])
@@ -145,8 +154,7 @@ def check_needed(attention: attndsl.Attention, found: list[Visits], call: dict[s
 
 @pytest.mark.parametrize("name", NAMES)
 def test_examples_visit_what_is_said(name: str) -> None:
-    sizes = Sizes(batch=1, heads=2, key_heads=1, length=100)
-    *floats, inputs = example_inputs(name, sizes)
+    *floats, inputs = example_inputs(name, Sizes(batch=1, heads=2, key_heads=1, length=100))
     given = {
         n: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
         for n, x in inputs.arguments.items()
@@ -154,10 +162,15 @@ def test_examples_visit_what_is_said(name: str) -> None:
     attention = attndsl.compile(FOLDER / f"{name}.attn", backend="triton", **inputs.consts)
     query, key, value = (x.float() for x in floats)
     made, counts = run_counted(attention, (query, key, value), {**inputs.call, **given})
-    call = {"B": 1, "H": 2, "Hk": 1, "Nq": inputs.rows, "Nk": inputs.columns, "D": 16, **given}
-    found = list(visits_of(made, seen_by(attention, **call)))
+    sizes = {"B": 1, "H": 2, "Hk": 1, "Nq": inputs.rows, "Nk": inputs.columns, "D": 16}
+    offsets = {name: inputs.call.get(name, 0) for name in ("q_offset", "k_offset")}
+    lengths = inputs.call.get("k_len")
+    shown = shown_call(attention.program, sizes, *offsets.values(), lengths, given, (query, key))
+    if is_const(shown.program.mask, False):
+        return  # lists have all of it
+    found = list(visits_of(made, shown.seen))
     same(found, counts)
-    check_needed(attention, found, call)
+    check_needed(attention, found, sizes, views.mask_pairs(shown.program, shown.seen))
 
 
 @pytest.mark.parametrize("name", CALLS)
