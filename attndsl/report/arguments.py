@@ -83,6 +83,8 @@ def random_parameters(
             hint = (
                 did_you_mean(name, settable) or f"there are {', '.join(sorted(settable)) or 'none'}"
             )
+            if name in dict(program.consts):
+                hint = f"it is const, give it as --const {name}=..."
             raise ArgumentError(f"{program.name} has no scalar or dimension `{name}`: {hint}")
     scalars = {s.name: given.get(s.name, plausible(s, sizes)) for s in program.scalars}
     lengths = {**sizes.named, **bound_dimensions(program, sizes, scalars)}

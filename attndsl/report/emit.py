@@ -12,6 +12,7 @@ from attndsl.plan.planner import plan as make_plan
 from attndsl.report import files
 from attndsl.report.requests import request_for
 from attndsl.report.table import table
+from attndsl.transform.route import form_of, route
 
 COLUMNS = {  # of the table of resources: those that a family of targets has
     "sm_80": ("mma", "cp_async"),
@@ -45,7 +46,8 @@ class Emitted:
 def emit(
     file: str, name: str | None, consts: Mapping[str, bool | int | float], wish: Wish
 ) -> Emitted:
-    """A stage of a file's attention (of the file itself for the tree).
+    """A stage of a file's attention (of the file itself for the tree). From the plan on, what is
+    chosen is in tensors, as in a call with offsets of 0.
 
     Raises ProgramError for a wrong program, ArgumentError for a wish that cannot be met,
     KernelError where Triton refuses a kernel.
@@ -60,6 +62,8 @@ def emit(
         from attndsl.ir.text import dump as dump_program
 
         return whole(dump_program(program), wish)
+    if program.selects:  # a module is given what is chosen, as tensors
+        program = route(program, form_of(program))
     target = wish.target if wish.backend == "triton" else "cpu"
     plan = make_plan(
         program, request_for(program, target, wish.dtype, wish.head_dim, wish.value_dim)

@@ -88,10 +88,13 @@ def show(
 
 def chosen_by(program: Program, inputs: Inputs | None, seed: int) -> str:
     """What decided what selects choose; nothing where there are none."""
-    names = ", ".join(f"`{select.name}`" for select in used_selects(program))
+    used = used_selects(program)
+    names = ", ".join(f"`{select.name}`" for select in used)
     if not names or inputs is not None:
         return f"{names}: chosen by the query and key given" if names else ""
-    return f"{names}: chosen by random queries and keys, seed {seed}"
+    ranks = [select.rank for select in used if select.rank is not None]
+    compares = any(find(rank, "pooled") for rank in ranks)
+    return f"{names}: chosen by random {'queries and keys' if compares else 'tensors'}, seed {seed}"
 
 
 def draw_file(

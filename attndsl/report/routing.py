@@ -97,10 +97,10 @@ def choosing_lines(routing: Routing, seen: View) -> list[str]:
 
 def costs_of(choice: Choice, routing: Routing, seen: View) -> Iterator[str]:
     select = choice.select
-    per = "key head" if select.per_group else "head"
+    per = "heads that share keys choose together" if select.per_group else "each head for itself"
     yield (
         f"blocks   {choice.queries:,} of {counted(choice.rows, 'query', 'queries')} and "
-        f"{choice.keys:,} of {counted(choice.columns, 'key')}; chosen once for every {per}"
+        f"{choice.keys:,} of {counted(choice.columns, 'key')}; {per}"
     )
     pooled = pooled_text(choice, seen)
     if pooled:
@@ -151,7 +151,11 @@ def pooled_text(choice: Choice, seen: View) -> str:
 def each_text(choice: Choice) -> str:
     """How many that is for a block of queries."""
     blocks = choice.queries * choice.lists
-    return f", {choice.kept / blocks:.3g} for each of queries" if blocks else ""
+    if not blocks:
+        return ""
+    each = choice.kept / blocks
+    number = f"{each:,.0f}" if each >= 100 else f"{each:.3g}"
+    return f", {number} for each {'query' if choice.rows == 1 else 'block of queries'}"
 
 
 def kept_text(choice: Choice, form: Form) -> str:
@@ -191,28 +195,34 @@ def attending_lines(routing: Routing, plan: KernelPlan) -> list[str]:
     if not is_const(plan.program.mask, True):
         lines.append(f"of these take part: `{formula(plan.program.mask)}`")
     if plan.request.backend == "triton":
-        lines.append(f"forward: {tiles_text(choice, routing.lists, plan)}")
+        tiles, high = tiles_of(choice, routing.lists, plan)
+        wide = plan.forward.block_n
+        steps = -(-choice.columns // wide)
+        number = f"at most {shown(tiles, choice)}" if routing.lists is None else f"{tiles:,}"
+        each = f"in each {counted(steps, 'step')} of {wide} keys"
+        lines.append(f"forward: {number} tiles of {high} rows, {each}")
+        pairs = tiles * high * steps * wide
     work = 2 * pairs * (plan.request.head_dim + plan.request.value_dim)
-    lines.append(f"forward: {most}{figure(work, 'FLOP')} in matrix products")
+    lines.append(
+        f"forward: {most}{figure(pairs, 'pairs')} computed, {most}{figure(work, 'FLOP')} in matrix "
+        "products"
+    )
     if routing.lists is None:
         lines.append("what is really chosen is counted where query= and key= are given")
     return lines
 
 
-def tiles_text(choice: Choice, lists: Tensor | None, plan: KernelPlan) -> str:
-    """The tiles of the forward kernel: of each list and block the rows that hold it."""
-    high, wide = plan.forward.block_m, plan.forward.block_n
+def tiles_of(choice: Choice, lists: Tensor | None, plan: KernelPlan) -> tuple[int, int]:
+    """How many tiles the forward kernel has, at most where no lists are given: of each list and
+    block the rows that hold it. And how many rows a tile has."""
+    high = plan.forward.block_m
     room = choice.queries * (choice.listed or choice.keys)  # entries of a list
     if room < FEW_ROWS * choice.keys or choice.queries < FEW_ROWS:
         high = min(FEW_ROWS, high)
     if lists is not None:
-        tiles = f"{choice.group * tiles_of_lists(lists, choice.keys, high):,}"
-    else:
-        ends = choice.lists * choice.group * min(choice.keys, room)
-        most = min(choice.entries, choice.entries // high + ends)
-        tiles = f"at most {shown(most, choice)}"
-    steps = counted(-(-choice.columns // wide), "step")
-    return f"{tiles} tiles of {high} rows, in each {steps} of {wide} keys"
+        return choice.group * tiles_of_lists(lists, choice.keys, high), high
+    ends = choice.lists * choice.group * min(choice.keys, room)
+    return min(choice.entries, choice.entries // high + ends), high
 
 
 def tiles_of_lists(lists: Tensor, blocks: int, high: int) -> int:

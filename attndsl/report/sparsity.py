@@ -90,6 +90,7 @@ def sparsity(files: Sequence[Path] = ()) -> Report:
         "order: a tile is a run of positions (linear), or a box of the grid.",
         "times: visited tiles by needed ones. full: visited tiles, known to keep all pairs.",
         "lost: parts of the mask that the closed form leaves open. ~: estimated from a sample.",
+        "Programs with selects are left out: `attndsl bench routing` measures these.",
     )
     return Report("sparsity", about, TITLES, tuple(rows), notes)
 
@@ -99,6 +100,8 @@ def cases(files: Sequence[Path]) -> Iterator[Case]:
 
     for path in files:
         attention = attndsl.compile(path)
+        if attention.program.selects:
+            continue  # its tiles are those of a choice, not of a mask alone
         yield Case(path.stem, attention, length=length_of(attention.program))
     for name, body in MASKS.items():
         length = IMAGE if "grid" in body else LENGTH

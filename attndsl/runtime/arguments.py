@@ -29,6 +29,8 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 DTYPES: dict[str, tuple[torch.dtype, ...]] = {"float": FLOATS, "int": INTS, "bool": (torch.bool,)}
 
+OF_A_CALL = ("scale", "q_offset", "k_offset", "k_len", "return_lse")
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -93,8 +95,10 @@ def refuse_unknown(name: str, slots: tuple[Slot, ...], consts: tuple[str, ...]) 
         raise ArgumentError(
             f"{name} is const, a part of the kernel: give it to attndsl.compile(..., {name}=...)"
         )
+    if name in OF_A_CALL:
+        raise ArgumentError(f"{name} is an argument of a call, and not taken here")
     known = [slot.name for slot in slots]
-    hint = did_you_mean(name, known + ["scale", "q_offset", "k_offset", "k_len", "return_lse"])
+    hint = did_you_mean(name, [*known, *OF_A_CALL])
     listed = ", ".join(f"{slot.name}: {slot.declared}" for slot in slots) or "no parameters"
     raise ArgumentError(
         f"unknown parameter {name}" + (f"; {hint}" if hint else f"; the program has {listed}")

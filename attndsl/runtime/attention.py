@@ -208,8 +208,9 @@ class Attention:
         """
         from attndsl.runtime.choose import chosen_blocks, inputs_of
 
+        arguments.refuse_positional(more, "after query and key arguments are given by name")
         # Nothing is read of a value: the key stands for one.
-        taken = self._take((query, key, key, *more), None, q_offset, k_offset, k_len, parameters)
+        taken = self._take((query, key, key), None, q_offset, k_offset, k_len, parameters)
         inputs = inputs_of(
             self.program,
             *taken.inputs[:2],

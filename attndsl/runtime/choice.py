@@ -34,7 +34,9 @@ from attndsl.runtime.choice_ranks import Evaluation, Inputs
 
 MOST_RANKS = 1 << 24  # held at once
 MOST_RANKS_CPU = 1 << 19  # there they should stay in a cache
+LEAST_RANKS = 1 << 21  # of which a device takes as long for an operation as to launch it
 MOST_LISTED = 1 << 22  # entries of lists that are looked at, at once
+MOST_SUMMED = 1 << 26  # entries of tables that are summed at once
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,13 @@ def lists_of(choosing: Choosing) -> Tensor:
 
 def tables_of(choosing: Choosing) -> tuple[Tensor, Tensor]:
     """What is chosen, bool [B, H or Hk, Ni, Nj], and its sums over rectangles, int32 [B, H or Hk,
-    Ni + 1, Nj + 1]."""
+    Ni + 1, Nj + 1]. Raises ArgumentError where sums may not fit."""
     tall, wide = choosing.rows.count, choosing.columns.count
+    if tall * wide >= 2**31:
+        raise ArgumentError(
+            f"`{choosing.select.name}` has {tall} blocks of queries by {wide} of keys in this "
+            "call; a table holds fewer than 2**31 pairs of blocks: choose larger blocks"
+        )
     device = choosing.inputs.device
     table = torch.zeros((*choosing.shape, tall, wide), dtype=torch.bool, device=device)
     sums = torch.zeros((*choosing.shape, tall + 1, wide + 1), dtype=torch.int32, device=device)
@@ -140,7 +147,11 @@ def tables_of(choosing: Choosing) -> tuple[Tensor, Tensor]:
         for rows, columns in rectangles(choosing):
             kept = kept_blocks(choosing, evaluation, rows, columns)
             table[:, :, rows, columns] = kept.flatten(1, 2)
-    sums[:, :, 1:, 1:] = table.cumsum(3, dtype=torch.int32).cumsum(2, dtype=torch.int32)
+    inner, tables = sums.flatten(0, 1)[:, 1:, 1:], table.flatten(0, 1)
+    at_once = max(1, MOST_SUMMED // (tall * wide))
+    for start in range(0, len(tables), at_once):
+        part = tables[start : start + at_once].cumsum(2, dtype=torch.int32)
+        inner[start : start + at_once] = part.cumsum_(1)
     return table, sums
 
 
@@ -176,9 +187,12 @@ def pieces(choosing: Choosing, width: int) -> Iterator[slice]:
 def rectangles(choosing: Choosing) -> Iterator[tuple[slice, slice]]:
     """Blocks of queries with the blocks of keys that may be candidates; none that has none."""
     inputs, count = choosing.inputs, choosing.rows.count
-    most = MOST_RANKS_CPU if inputs.device.type == "cpu" else MOST_RANKS
+    most, least = (MOST_RANKS, LEAST_RANKS)
+    if inputs.device.type == "cpu":
+        most, least = (MOST_RANKS_CPU, 0)
     across = inputs.sizes["B"] * inputs.sizes["H"] * choosing.columns.count
-    step = max(1, min(most // across, -(-count // 8) if count >= 64 else count))
+    eighth = -(-count // 8) if count >= 64 else count
+    step = max(1, min(most // across, max(eighth, least // across)))
     for start in range(0, count, step):
         rows = slice(start, min(start + step, count))
         columns = candidates_of(choosing, rows)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from attndsl.runtime.blocks import reduced
 
-MOST_WIDENED = 1 << 16  # elements that become float64 at once, while they are in a cache
+MOST_WIDENED = 1 << 26  # elements that become float64 at once: a GPU stores them all
+MOST_WIDENED_CPU = 1 << 16  # there they should stay in a cache
 MOST_GATHERED = 1 << 24  # elements that are copied at once
 
 Count = int | Tensor  # a number, or int64 [B]
@@ -129,11 +130,12 @@ def pool(rows: Tensor, axis: Axis, how: str) -> Tensor:
 
 def mean(rows: Tensor, dim: int) -> Tensor:
     """A mean in float64 of all rows along a dimension, rounded to float32."""
-    if rows.device.type == "cpu" and rows.numel() > MOST_WIDENED and dim > 0:
+    most = MOST_WIDENED_CPU if rows.device.type == "cpu" else MOST_WIDENED
+    if rows.numel() > most and dim > 0:
         slab = rows[0].numel()
-        if slab > MOST_WIDENED:
+        if slab > most:
             return torch.stack([mean(part, dim - 1) for part in rows.unbind(0)])
-        step = MOST_WIDENED // slab
+        step = most // slab
         parts = [rows[start : start + step] for start in range(0, len(rows), step)]
         return torch.cat([mean(part, dim) for part in parts])
     return (rows.sum(dim, dtype=torch.float64) / rows.shape[dim]).to(torch.float32)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attndsl.analysis import build
+from attndsl.analysis.implications import implies
 from attndsl.analysis.ranges import solve_keys
 from attndsl.analysis.tiles import classify
 from attndsl.ir.nodes import FALSE, TRUE, Node, bound, substitute
@@ -18,9 +19,11 @@ from attndsl.runtime.choice_ranks import DeviceValues
 
 
 @lru_cache(maxsize=256)
-def possible_of(mask: Node) -> Node:
-    """Whether a tile of one row may have a pair of the mask: from the facts of the tile, and from
-    the ranges of keys that a row needs."""
+def possible_of(mask: Node, where: Node) -> Node:
+    """Whether a tile of one row may have a pair of the mask, all its pairs being in `where`: from
+    the facts of the tile, and from the ranges of keys that a row needs."""
+    if implies(where, mask):
+        return TRUE
     k_lo, k_hi = bound("k_lo"), bound("k_hi")
     row = {bound("lo"): bound("q_lo"), bound("hi"): bound("q_lo")}
     met = FALSE
@@ -34,7 +37,7 @@ def possible_of(mask: Node) -> Node:
 def drop_covered(lists: Tensor, routed: Routed, choosing: Choosing) -> None:
     """Sets entries of lists [B, H or Hk, Nq, T] to -1 whose block has no pair of the row to add, as
     far as that is proved from the mask."""
-    possible = possible_of(routed.mask)
+    possible = possible_of(routed.mask, routed.where)
     if possible is TRUE or not lists.numel() or not choosing.columns.count:
         return
     for rows in pieces(choosing, lists.shape[3]):

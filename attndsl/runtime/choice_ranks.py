@@ -6,7 +6,7 @@ for d. Nothing here waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,8 @@ from attndsl.runtime.blocks import part
 from attndsl.runtime.choice_blocks import Axis, pool
 from attndsl.runtime.choice_totals import Product, products_of
 
-MOST_TERMS = 1 << 22  # of a sum over d that is no product of matrices, at once
+MOST_TERMS = 1 << 25  # of a sum over d that is no product of matrices, at once
+MOST_TERMS_CPU = 1 << 22  # there they should stay in a cache
 FAST_FLOAT64 = ((8, 0), (9, 0), (10, 0))  # compute capabilities
 
 
@@ -59,8 +60,8 @@ def product_dtype(device: torch.device) -> torch.dtype:
     if torch.cuda.get_device_capability(device) in FAST_FLOAT64:
         return torch.float64
     # float32 must not be rounded to less.
-    is_float32 = torch.get_float32_matmul_precision() == "highest"
-    return torch.float32 if is_float32 else torch.float64
+    is_rounded = torch.backends.cuda.matmul.fp32_precision not in ("none", "ieee")
+    return torch.float64 if is_rounded else torch.float32
 
 
 class Evaluation:
@@ -122,23 +123,29 @@ class Evaluation:
         per_group: bool = False,
         is_sliced: bool = True,
     ) -> Values:
-        inputs, device = self.inputs, self.inputs.device
+        inputs, sizes, device = self.inputs, self.inputs.sizes, self.inputs.device
         key_heads, group = self.heads
         tail = (1,) * is_wide
-        h = torch.arange(key_heads, device=device)[:, None] * group
-        if not per_group:
-            h = h + torch.arange(group, device=device)
-        i, j = self.rows.indices(rows), self.columns.indices(columns)
-        leaves = {
-            "b": torch.arange(inputs.sizes["B"], device=device).view(-1, 1, 1, 1, 1, *tail),
-            "h": h.view(key_heads, -1, 1, 1, *tail),
-            "i": i.view(i.shape[0], 1, 1, -1, 1, *tail),
-            "j": j.view(j.shape[0], 1, 1, 1, -1, *tail),
-            "d": torch.arange(inputs.sizes["D"], device=device),
+
+        def heads() -> Tensor:
+            h = torch.arange(key_heads, device=device)[:, None] * group
+            if not per_group:
+                h = h + torch.arange(group, device=device)
+            return h.view(key_heads, -1, 1, 1, *tail)
+
+        def blocks(axis: Axis, taken: slice, *shape: int) -> Tensor:
+            found = axis.indices(taken)
+            return found.view(found.shape[0], 1, 1, *shape, *tail)
+
+        # Made where they are read: each is a launch or more.
+        leaves: dict[str, Tensor | Callable[[], Tensor]] = {
+            "b": lambda: torch.arange(sizes["B"], device=device).view(-1, 1, 1, 1, 1, *tail),
+            "h": heads,
+            "i": lambda: blocks(self.rows, rows, -1, 1),
+            "j": lambda: blocks(self.columns, columns, 1, -1),
+            "d": lambda: torch.arange(sizes["D"], device=device),
         }
-        values = DeviceValues(
-            torch.float32, device, inputs.sizes, inputs.scalars, inputs.tensors, dict(leaves)
-        )
+        values = DeviceValues(torch.float32, device, sizes, inputs.scalars, inputs.tensors, leaves)
         for node in outermost(root):
             if node.op == "total":
                 found = self.total(node, rows, columns)
@@ -257,7 +264,8 @@ class Evaluation:
     def _summed_by_parts(self, node: Node, rows: slice, columns: slice) -> Tensor:
         sizes = self.inputs.sizes
         tall, wide = rows.stop - rows.start, columns.stop - columns.start
-        area = max(1, MOST_TERMS // (sizes["B"] * sizes["H"] * sizes["D"]))
+        most = MOST_TERMS_CPU if self.inputs.device.type == "cpu" else MOST_TERMS
+        area = max(1, most // (sizes["B"] * sizes["H"] * sizes["D"]))
         step = min(wide, area)
         parts = [
             torch.cat([self._summed(node, down, across) for across in cut(columns, step)], 4)

@@ -74,7 +74,9 @@ def compute_dim(
                 raise ArgumentError(
                     f"the dimension {write_dim(node)} has no value: {error}"
                 ) from error
-    return int(values[node])
+    found = values[node]
+    # int() of a size that a traced graph leaves open would fix it there.
+    return int(found) if isinstance(found, (bool, float)) else found
 
 
 def is_binding(dim: Node) -> bool:

@@ -6,10 +6,12 @@ import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from attndsl.ir.program import Program
 from attndsl.runtime import operators
+from attndsl.runtime.choose import choose as operator  # an exported graph needs it registered
 from attndsl.transform import route
 from attndsl.transform.route import Form
 
@@ -23,10 +25,22 @@ class Routed(NamedTuple):
     handle: str
 
 
-@functools.lru_cache(maxsize=256)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def form_of(handle: str) -> Form:
     """What the choices of a program, given by its text, are kept as."""
+    return _form_of(handle)
+
+
+@functools.lru_cache(maxsize=256)
+def _form_of(handle: str) -> Form:
     return route.form_of(operators.program_of(handle))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def reader_of(handle: str, form: Form, shifted: tuple[str, ...]) -> str:
+    """The text of what `routed` gives. A traced graph has it, not how it is found: torch.compile
+    looks through caches, and cannot trace what makes nodes."""
+    return routed(handle, form, shifted).handle
 
 
 @functools.lru_cache(maxsize=256)
@@ -60,13 +74,11 @@ def choose(
 
     Takes what the operator attndsl::forward takes.
     """
-    from attndsl.runtime.choose import choose as operator
-
     shifted = shifted_offsets(
         q_offset if q_offsets is None else q_offsets, k_offset if k_offsets is None else k_offsets
     )
     form = form_of(handle)
-    reader = routed(handle, form, shifted if form == "table" else ())
+    reader = reader_of(handle, form, shifted if form == "table" else ())
     made = operator(
         query.detach(),
         key.detach(),
@@ -81,8 +93,8 @@ def choose(
         numbers,
         handle,
         form,
-        reader.handle if form == "lists" else "",
+        reader if form == "lists" else "",
         "q_offset" in shifted,
         "k_offset" in shifted,
     )
-    return reader.handle, [*tensors, *made]
+    return reader, [*tensors, *made]

@@ -252,6 +252,8 @@ def named_table(checker: Checker, expression: Lookup, scope: Scope) -> Table | N
         message = f"`{name.name}` is {describe(symbol)}, not a tensor: it cannot be looked up"
         hint = f"declare it as a tensor, for example `{name.name}: float[H]`"
         hint = "" if name.name in names.VALUES else hint
+        if isinstance(symbol, Node) and symbol.op == "chosen":
+            hint = f"it already holds for each pair of a query and a key: write `{name.name}`"
     checker.report("E111", expression.span, scope, message, hint)
     return None
 
@@ -283,13 +285,15 @@ def fits(checker: Checker, expression: Lookup, table: Table, rank: int, scope: S
     if given == rank:
         return True
     extra = "" if rank == len(table.tensor.dims) else " (and `D`, which `dot` runs over)"
+    is_row = scope.context.place.has_vectors and given == rank - 1
     checker.report(
         "E111",
         expression.span,
         scope,
         f"`{table.tensor.name}` has {plural(rank, 'dimension')}{extra}, "
         f"but {plural(given, 'index', 'indices')} {'is' if given == 1 else 'are'} given",
-        f"it is declared {table.declared}",
+        f"it is declared {table.declared}"
+        + ("; it is read as a vector where its last dimension is `D`" if is_row else ""),
     )
     return False
 

@@ -29,6 +29,7 @@ class Checker:
     elsewhere  names that some attention of the file defines: for the hint when a def uses one
     later      names that a `let` or `select` of the attention defines, maybe further down: which
                of the two, and where
+    indices    of the names of indices of selects: the select, and what the index stands for
     expansion  steps taken inside definitions so far; too many make it `is_exhausted`
     """
 
@@ -36,6 +37,7 @@ class Checker:
     origins: dict[Node, dict[Span, None]] = field(default_factory=dict)
     elsewhere: frozenset[str] = frozenset()
     later: dict[str, tuple[str, Span]] = field(default_factory=dict)
+    indices: dict[str, tuple[str, str]] = field(default_factory=dict)
     expansion: int = 0
     is_exhausted: bool = False
 
@@ -203,6 +205,11 @@ class Checker:
             message = f"there is no {what} called `{name.name}`"
             known = [*scope.symbols, *scope.module.visible]
             hint = names.hint_for_unknown(name.name, known, standard_library())
+            if scope.context.place.blocks is not None:
+                hint = names.FOREIGN_IN_SELECTS.get(name.name, hint)
+            elif name.name in self.indices and not scope.is_def:
+                select, block = self.indices[name.name]
+                hint = f"it is an index of `{select}`, known in that select alone: write `{block}`"
             if not hint and scope.context.place is names.DIMENSION:
                 hint = (
                     f"a tensor binds a new dimension that stands alone, as in "

@@ -152,6 +152,10 @@ FOREIGN: dict[str, str] = {
     "silu": "write `x * sigmoid(x)`",
 }
 
+FOREIGN_IN_SELECTS: dict[str, str] = {
+    "softmax": "`keep mass p` keeps blocks by their softmax; ranks that are one come in a tensor",
+}
+
 
 def hint_for_unknown(name: str, known: Iterable[str], in_std: Iterable[str]) -> str:
     """What the user may have meant by a name that is not there."""

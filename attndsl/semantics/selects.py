@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import inf
 
 from attndsl.ir.nodes import TRUE, Node, constant, index, make, scalar, size, substitute
 from attndsl.ir.program import Select
@@ -189,8 +190,11 @@ class Lowering:
             wanted = "an int" if keep == "top" else "a number"
             message = f"`keep {keep}` takes {wanted}, but `{text}` is {describe(node)}"
             hint = "" if node.kind == "bool" else f"write `floor({text})`"
-            if node.op == "const" and node.kind == "float":
+            number = node.value if node.op == "const" and node.kind == "float" else None
+            if isinstance(number, float) and 0 < number < 1:
                 hint = f"for a share of the weight write `keep mass {text}`"
+            elif isinstance(number, float) and 1 <= number < inf:
+                hint = f"write a whole number, for example `keep top {int(number)}`"
             self.checker.report("E104", expression.span, scope, message, hint)
             return None
         if "j" in node.varies:

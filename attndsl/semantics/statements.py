@@ -264,13 +264,26 @@ def check_statements(attention: Attention, findings: Findings) -> None:
             )
 
 
+def indices_of_selects(attention: Attention) -> dict[str, tuple[str, str]]:
+    """For the name of an index its select, and the text that it stands for: (`near`, `k // 64`)."""
+    found: dict[str, tuple[str, str]] = {}
+    for select in attention.statements:
+        if isinstance(select, ast.Select):
+            for name, block in (
+                (select.row_index, select.row),
+                (select.column_index, select.column),
+            ):
+                found.setdefault(name.name, (select.name.name, shown(block.span)))
+    return found
+
+
 def lower_attention(
     findings: Findings, module: Module, attention: Attention, consts: Mapping[str, Constant]
 ) -> tuple[Program, Parameters]:
     """The program of an attention. It means something only where nothing was reported."""
     named = (s for s in attention.statements if isinstance(s, ast.Let | ast.Select))
     later = {s.name.name: (type(s).__name__.lower(), s.name.span) for s in named}
-    checker = Checker(findings, later=later)
+    checker = Checker(findings, later=later, indices=indices_of_selects(attention))
     check_statements(attention, findings)
     parameters = lower_parameters(checker, module, attention, consts)
     statements = Statements(checker, module, attention, parameters)

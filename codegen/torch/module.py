@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+from attndsl.ir.nodes import find, is_const
 from attndsl.plan import boxes as numbers
 from attndsl.plan.kernel_plan import KernelPlan
 from attndsl.plan.text import dump
@@ -18,6 +21,7 @@ from .spans import write_spans
 
 ROWS = 128  # queries of a block: of 64, 128 and 256 the fastest on an AVX-512 CPU
 WIDTH = 128  # columns of a tile that is classified by itself
+LEAST_TILE = 32  # rows and columns of a tile that fits the blocks of a table
 # Elements of a block of scores that is worked on at once: 4 MiB of float32, near a CPU's L2 cache.
 ROOM = 1 << 20
 LEAST_COLUMNS = 128  # however many rows there are
@@ -54,7 +58,8 @@ def emit(plan: KernelPlan) -> str:
         lines.add("from collections.abc import Callable")
     lines.add("", "import torch", "")
     lines.add(f"ACCUMULATOR = torch.{plan.accumulator}")
-    lines.add(f"ROWS = {ROWS}  # queries of a block")
+    rows, width = tile_of(plan)
+    lines.add(f"ROWS = {rows}  # queries of a block")
     lines.add(f"ROOM = {ROOM}  # scores that are held at once")
     lines.add(f"COLUMNS = {COLUMNS}  # keys of a block, where there are many queries")
     lines.add(f"LEAST_COLUMNS = {LEAST_COLUMNS}  # keys of a block at the least")
@@ -64,12 +69,29 @@ def emit(plan: KernelPlan) -> str:
     if "MOST_MASKS" in text:
         lines.add(f"MOST_MASKS = {MOST_MASKS}  # of blocks, kept for other blocks")
     if "WIDTH" in text:
-        lines.add(f"WIDTH = {WIDTH}  # keys of a tile that is looked at by itself")
+        lines.add(f"WIDTH = {width}  # keys of a tile that is looked at by itself")
     lines.blank(2)
     lines.add(functions)
     lines.blank(2)
     lines.add(text.rstrip("\n"))
     return lines.text()
+
+
+def tile_of(plan: KernelPlan) -> tuple[int, int]:
+    """ROWS and WIDTH: where tables of blocks decide, tiles that lie within their blocks, for such a
+    tile is empty or full. WIDTH is a power of two."""
+    tables = {counted.table for counted in plan.program.counted}
+    blocks = {"q": 0, "k": 0}
+    for node in find(plan.program.mask, "lookup"):
+        for index in node.args if node.name in tables else ():
+            for part in find(index, "floordiv"):
+                position, block = part.args
+                if position.op == "index" and is_const(block) and position.name in blocks:
+                    blocks[position.name] = math.gcd(blocks[position.name], int(block.value))
+    rows, columns = blocks["q"] or ROWS, blocks["k"] or WIDTH
+    fitting = (n for n in range(ROWS, LEAST_TILE - 1, -1) if rows % n == 0)
+    widths = (n for n in (WIDTH, WIDTH // 2, WIDTH // 4) if columns % n == 0)
+    return next(fitting, ROWS), next(widths, WIDTH)
 
 
 def write_header(lines: Lines, plan: KernelPlan) -> None:

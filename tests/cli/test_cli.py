@@ -229,6 +229,31 @@ def test_emit_the_torch_generator(capsys):
     assert main(["emit", WINDOW, "--backend", "torch", "--stage", "ptx"]) == 1
 
 
+@pytest.mark.parametrize(("name", "part"), [("moba", "routed_merge"), ("seer", "t_picked_sums")])
+def test_emit_what_reads_choices(name, part, capsys):
+    path = str(EXAMPLES / f"{name}.attn")
+    assert main(["emit", path]) == 0
+    assert part in capsys.readouterr().out
+    for stage, backend in (("plan", "triton"), ("kernel", "torch")):
+        assert main(["emit", path, "--stage", stage, "--backend", backend]) == 0
+        assert name in capsys.readouterr().out
+    assert main(["emit", path, "--stage", "ir"]) == 0
+    assert "select" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("example", ["moba", "seer"])
+def test_emit_what_reads_a_choice(example, capsys):
+    """The module takes what a select chose as a tensor, in either form."""
+    file = str(EXAMPLES / f"{example}.attn")
+    for words in (["--stage", "plan"], [], ["--backend", "torch"]):
+        assert main(["emit", file, *words]) == 0
+        text = capsys.readouterr().out
+        assert "chosen" not in text
+        assert "plan" in words or "def run_forward(" in text
+    assert main(["emit", file, "--stage", "ir"]) == 0
+    assert "chosen" in capsys.readouterr().out
+
+
 def test_emit_resources(capsys):
     words = ["emit", WINDOW, "--stage", "resources", "--head-dim", "64"]
     assert main([*words, "--json"]) == 0

@@ -26,9 +26,9 @@ from attndsl.backend import load
 from attndsl.ir.program import Program
 from attndsl.plan.kernel_plan import Request
 from attndsl.plan.planner import plan
-from attndsl.runtime import cache
-from attndsl.runtime.arguments import collect, slots_of
-from attndsl.runtime.operators import dtype_name, register
+from attndsl.runtime import cache, routing
+from attndsl.runtime.arguments import collect, pack, slots_of
+from attndsl.runtime.operators import dtype_name, program_of, register
 from tests.oracle.compare import cast, difference, differentiate, is_softmax, oracle_function
 from tests.oracle.examples import FOLDER, NAMES, Sizes, example_inputs
 
@@ -124,6 +124,27 @@ def record(
     assert [x.shape for x in grads] == [x.shape for x in shaped]
 
 
+def with_choices(
+    program: Program,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    arguments: dict[str, Any],
+    per_batch: tuple[str, ...],
+) -> tuple[Program, dict[str, Any]]:
+    """A program without selects, and the arguments with what they choose."""
+    if not program.selects:
+        return program, arguments
+    query, key, _ = (x.float() for x in inputs)
+    slots = slots_of(program)
+    given, scalars = collect(slots, (), arguments)
+    ints = {name: torch.zeros(len(query), dtype=torch.int32) for name in per_batch}
+    place = (0, 0, *(ints.get(name) for name in BATCHED), None)
+    tensors = [cast(x, torch.float32) for x in given.values()]
+    parts = (query, key, tensors, *pack(slots, scalars), *place)
+    handle, found = routing.choose(register(program), *parts)
+    routed = program_of(handle)
+    return routed, dict(zip((t.name for t in routed.tensors), found, strict=True)) | scalars
+
+
 def orders_of(program: Program, per_batch: tuple[str, ...]) -> tuple[str, ...]:
     moved = {"q_offset", "k_offset"} & set(per_batch)
     return ("linear", "boxes") if is_boxable(program) and not moved else ("linear",)
@@ -135,7 +156,8 @@ def test_examples(monkeypatch: pytest.MonkeyPatch, name: str, per_batch: tuple[s
     query, key, value, inputs = example_inputs(name, SIZES)
     program = attndsl.compile(FOLDER / f"{name}.attn", **inputs.consts).program
     for order in orders_of(program, per_batch):
-        record(monkeypatch, program, (query, key, value), inputs.arguments, per_batch, order)
+        reader, arguments = with_choices(program, (query, key, value), inputs.arguments, per_batch)
+        record(monkeypatch, reader, (query, key, value), arguments, per_batch, order)
 
 
 def floats(*shape: int) -> Tensor:

@@ -25,7 +25,7 @@ from attndsl.runtime.attention import Attention
 from attndsl.runtime.order import Order
 from attndsl.transform.route import route
 from tests.codegen.test_spans import ROWS, marked, touched
-from tests.codegen.test_torch import SMALL, TORCH, module_of, request
+from tests.codegen.test_torch import TORCH, module_of, request, with_small_blocks
 from tests.codegen.visits import counting, needed_visits
 
 Sizes = tuple[int, int, int, int, int]  # B, H, Hk, Nq, Nk
@@ -219,15 +219,14 @@ def check_spans(attention: Attention, case: Case) -> None:
 def spans_of(program: Program, case: Case, given: Mapping[str, Any]) -> Any:
     """What run_spans returns, with small tiles."""
     query, key, value = (x.double() for x in case.inputs(2))
-    source = TORCH.emit(plan(program, request(program, query, value, case.call)))
-    for old, new in SMALL.items():
-        source = source.replace(old, new)
+    made = plan(program, request(program, query, value, case.call))
+    module = module_of(with_small_blocks(TORCH.emit(made)))
     scalars = tuple(given[s.name] for s in program.scalars)
     tensors = tuple(
         given[t.name].long() if t.kind == "int" else given[t.name] for t in program.tensors
     )
     places = (case.call.get("q_offset", 0), case.call.get("k_offset", 0), case.call.get("k_len"))
-    return module_of(source)["run_spans"](query, key, value, 0.5, *places, tensors, scalars)
+    return module["run_spans"](query, key, value, 0.5, *places, tensors, scalars)
 
 
 @settings(max_examples=20, deadline=None)
@@ -388,3 +387,15 @@ def test_kernels_compile() -> None:
         assert kernel.spill_bytes == 0, kernel
         if kernel.name in ("forward", "backward_dq", "backward_dkv"):
             assert kernel.wgmma > 0, kernel
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "tile"),
+    [(64, 64, (64, 64)), (128, 512, (128, 128)), (49, 49, (49, 128)), (8, 96, (128, 32))],
+)
+def test_tiles_of_the_engine_lie_within_blocks(
+    rows: int, columns: int, tile: tuple[int, int]
+) -> None:
+    """A tile within one block is empty or full: no pair of it is looked at."""
+    text = counted(Case("{m}", rows=rows, columns=columns).text, "torch").source(backend="torch")
+    assert f"\nROWS = {tile[0]} " in text and f"\nWIDTH = {tile[1]} " in text

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from attndsl.plan.planner import plan
 from tests.analysis.masks import SEVERAL, WRITTEN
-from tests.codegen.test_torch import SMALL, TORCH, compiled, module_of, request
+from tests.codegen.test_torch import SMALL, TORCH, compiled, module_of, request, with_small_blocks
 from tests.oracle.attention import Oracle
 from tests.oracle.parsing import parse_text
 
-ROWS, WIDTH = 16, 8  # as SMALL sets them
+ROWS, WIDTH = SMALL["ROWS"], SMALL["WIDTH"]
 FEW = {"<= 1 << 14": "<= 8", "1 << 16": "5"}
 Spans = list[tuple[list[tuple[int, int]], list[tuple[int, int]]]]
 Parts = list[tuple[tuple[int, ...], Spans]]
@@ -35,7 +35,8 @@ def spans_of(
     step."""
     program = compiled(text)
     source = TORCH.emit(plan(program, request(program, inputs[0], inputs[2], call)))
-    for old, new in (SMALL | FEW if few else SMALL).items():
+    source = with_small_blocks(source)
+    for old, new in FEW.items() if few else ():
         source = source.replace(old, new)
     scalars = tuple(given.get(s.name, s.default) for s in program.scalars)
     tensors = tuple(given[t.name] for t in program.tensors)

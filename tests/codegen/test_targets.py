@@ -9,8 +9,9 @@ import attndsl
 from attndsl.backend import load
 from attndsl.plan.kernel_plan import Order
 from attndsl.plan.planner import plan
-from attndsl.report.compile import Job, compile_jobs
+from attndsl.report.compile import CompiledKernel, Job, compile_jobs
 from attndsl.report.requests import request_for
+from attndsl.transform.route import form_of, route
 
 EXAMPLES = sorted(Path("examples").glob("*.attn"))
 HEAD_DIMS = (64, 128)
@@ -25,27 +26,39 @@ SHARED_LIMITS = {
     "gfx942": 64 * 1024,
 }
 MATRIX_KERNELS = {"forward", "backward_dq", "backward_dkv"}
+ROUTED_KERNELS = {f"routed_{name}" for name in MATRIX_KERNELS}
 
 
 def job(
     path: Path, target: str, head_dim: int, dtype: str = "bfloat16", order: Order = "linear"
 ) -> Job:
     program = attndsl.compile(path).program
+    if program.selects:
+        program = route(program, form_of(program))
     request = request_for(program, target, dtype, head_dim, head_dim)
     made = plan(program, replace(request, order=order))
     generator = load("attndsl.codegen", "triton")
     return Job(generator.emit(made), generator.kernels(made), target)
 
 
+def matrix_kernels(kernels: list[CompiledKernel]) -> set[str]:
+    """Those that multiply matrices. Where all pairs are in lists of blocks, no others do."""
+    names = {kernel.name for kernel in kernels}
+    if "forward" not in names:
+        return ROUTED_KERNELS
+    return MATRIX_KERNELS | ROUTED_KERNELS if ROUTED_KERNELS & names else MATRIX_KERNELS
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_hopper(path: Path) -> None:
     for kernels in compile_jobs([job(path, "sm_90", head_dim) for head_dim in HEAD_DIMS]):
-        assert {kernel.name for kernel in kernels} >= MATRIX_KERNELS
+        products = matrix_kernels(kernels)
+        assert {kernel.name for kernel in kernels} >= products
         for kernel in kernels:
             assert kernel.spill_bytes == 0, kernel
             assert kernel.shared_bytes <= SHARED_LIMITS[kernel.target], kernel
             assert kernel.mma == 0, kernel
-            assert (kernel.wgmma > 0) or kernel.name not in MATRIX_KERNELS, kernel
+            assert (kernel.wgmma > 0) or kernel.name not in products, kernel
 
 
 @pytest.mark.parametrize("name", ["gna", "neighborhood_3d", "swin"])
@@ -61,7 +74,7 @@ def test_boxes_on_hopper(name: str) -> None:
 def test_other_targets(path: Path) -> None:
     jobs = [job(path, target, head_dim) for target in OTHER_TARGETS for head_dim in HEAD_DIMS]
     for kernels in compile_jobs(jobs):
-        assert {kernel.name for kernel in kernels} >= MATRIX_KERNELS
+        assert {kernel.name for kernel in kernels} >= matrix_kernels(kernels)
         for kernel in kernels:
             assert kernel.shared_bytes <= SHARED_LIMITS[kernel.target], kernel
 

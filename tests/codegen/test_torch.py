@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -21,12 +22,14 @@ from tests.oracle.compare import difference, differentiate, oracle_function
 
 TORCH = load("attndsl.codegen", "torch")
 # Small blocks, so that a few hundred tokens meet many of them, and several chunks in each.
-SMALL = {
-    "ROWS = 128": "ROWS = 16",
-    "WIDTH = 128": "WIDTH = 8",
-    f"ROOM = {1 << 20}": "ROOM = 1024",
-    "LEAST_COLUMNS = 128": "LEAST_COLUMNS = 24",
-}
+SMALL = {"ROWS": 16, "WIDTH": 8, "ROOM": 1024, "LEAST_COLUMNS": 24}
+
+
+def with_small_blocks(source: str) -> str:
+    """A module with other numbers at its top."""
+    for name, number in SMALL.items():
+        source = re.sub(rf"^{name} = \d+", f"{name} = {number}", source, flags=re.MULTILINE)
+    return source
 
 
 def compiled(text: str) -> Program:
@@ -99,9 +102,7 @@ def check(
     program = compiled(text)
     made = plan(program, replace(request(program, query, value, call), order=order))
     source = TORCH.emit(made)
-    for old, new in SMALL.items() if small else ():
-        source = source.replace(old, new)
-    module = module_of(source)
+    module = module_of(with_small_blocks(source) if small else source)
     given = dict(arguments or {})
     defaults = {s.name: s.default for s in program.scalars}
     scalars = tuple(given.get(s.name, defaults[s.name]) for s in program.scalars)

@@ -17,7 +17,7 @@ from attndsl.plan.planner import TORCH_BOX, plan
 from attndsl.runtime import cache
 from attndsl.runtime import order as runtime_order
 from attndsl.runtime.order import Order
-from tests.codegen.test_torch import SMALL, TORCH, check, compiled, module_of, table
+from tests.codegen.test_torch import TORCH, check, compiled, module_of, table, with_small_blocks
 
 GRID = "    grid y = height, x = width\n"
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -268,10 +268,7 @@ def test_gradients_have_the_same_bits_each_time() -> None:
     wanted = Request(
         head_dim=8, value_dim=8, grads=("bias",), tensor_dtypes=("float32",), order="boxes"
     )
-    source = TORCH.emit(plan(program, wanted))
-    for old, new in SMALL.items():
-        source = source.replace(old, new)
-    module = module_of(source)
+    module = module_of(with_small_blocks(TORCH.emit(plan(program, wanted))))
     inputs = torch.randn(3, 2, 4, height * width, 8)
     rest = (0.3, 0, 0, None, (given["bias"].float(),), (height, width))
     out, _, stat = module["run_forward"](*inputs, *rest)

@@ -18,7 +18,7 @@ from attndsl.plan.planner import plan
 from attndsl.semantics import analyse
 from attndsl.source import Source
 from attndsl.transform.simplify import simplify
-from tests.codegen.test_torch import SMALL, Run, module_of
+from tests.codegen.test_torch import Run, module_of, with_small_blocks
 from tests.oracle.compare import difference, differentiate, oracle_function
 
 TORCH = load("attndsl.codegen", "torch")
@@ -110,8 +110,7 @@ def check(
     program = program_of(base, extra, rest, parameters, constant(columns), per_group)
     made = plan(program, request_of(program, query, value, call))
     source = TORCH.emit(made)
-    for old, new in SMALL.items() if small else ():
-        source = source.replace(old, new)
+    source = with_small_blocks(source) if small else source
     if few:
         source = source.replace("\nFEW_ROWS = 8", "\nFEW_ROWS = 1000")
     module = module_of(source)

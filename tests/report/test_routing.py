@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -115,7 +117,7 @@ def test_lists_are_told_and_counted() -> None:
     assert "select   routed[i = q, j = k // 8]:" in told
     assert "rank   dot(query, mean(key))" in told and "keep   top n" in told
     choosing = section(told, "choosing")
-    assert "64 of 1 query and 8 of 8 keys; chosen once for every head" in choosing
+    assert "64 of 1 query and 8 of 8 keys; each head for itself" in choosing
     assert "mean(key) of 8 blocks, 1.02 kB" in choosing
     assert f"of {4 * 8 * 28} of {4 * 64 * 8:,} pairs of blocks" in choosing
     kept = 4 * 8 * (1 + 2 * 6)
@@ -128,6 +130,10 @@ def test_lists_are_told_and_counted() -> None:
     query, key = inputs_of(sizes)
     counted = section(explain(attention, query=query, key=key), "attending")
     assert f"{kept} rows and {kept * 8 / 1e3:.3g} k pairs" in counted
+    computed = re.search(r"(\d+) tiles of (\d+) rows, in each (\d+) steps? of (\d+) keys", counted)
+    assert computed is not None
+    pairs = prod(int(number) for number in computed.groups())
+    assert f"{pairs / 1e3:.3g} k pairs computed, {pairs * 64 / 1e6:.3g} MFLOP" in counted
     assert "at most" not in counted
 
 
@@ -237,7 +243,7 @@ def test_examples_are_told_and_drawn(path: Path, capsys, tmp_path) -> None:  # t
     assert "choosing" in told and "kernels for" in told
     assert all(len(line) <= 130 for line in told.splitlines())
     assert main(["show", str(path), *sizes]) == 0
-    assert "chosen by random queries" in capsys.readouterr().out
+    assert "chosen by random " in capsys.readouterr().out
     image = tmp_path / "image.png"
     assert main(["show", str(path), *sizes, "-o", str(image)]) == 0
     assert image.read_bytes().startswith(b"\x89PNG")

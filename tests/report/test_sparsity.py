@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import attndsl
-from attndsl.report.sparsity import IMAGE, MASKS, TITLES, Case, row_of
+from attndsl.report.sparsity import IMAGE, MASKS, TITLES, Case, cases, row_of
 from tests.oracle.examples import FOLDER
 
 
@@ -28,3 +28,8 @@ def test_boxes_are_chosen_where_they_pay() -> None:
     assert found["times"] == 1 and found["visited"] == found["needed"]
     pixels = row(Case("near", attndsl.compile(FOLDER / "neighborhood_2d.attn"), length=3136))
     assert pixels["order"] == "linear"
+
+
+def test_programs_with_selects_are_left_out() -> None:
+    found = [case.name for case in cases([FOLDER / "moba.attn", FOLDER / "causal.attn"])]
+    assert "causal" in found and "moba" not in found

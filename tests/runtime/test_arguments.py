@@ -118,6 +118,16 @@ def test_const_belongs_to_compile() -> None:
         call(windowed(), {"block": 4})
 
 
+def test_select_takes_what_plays_a_part() -> None:
+    text = "attention a():\n    select s[i = q, j = k]:\n        rank dot(query, key)\n"
+    attention = attndsl.compile(text=text + "        keep top 1\n    mask s\n")
+    query = torch.zeros(1, 1, 2, 4)
+    with pytest.raises(attndsl.ArgumentError, match="scale is an argument of a call"):
+        attention.select(query, query, scale=2.0)
+    with pytest.raises(attndsl.ArgumentError, match="after query and key arguments are given by"):
+        attention.select(query, query, query)
+
+
 @pytest.mark.parametrize("number", [math.nan, np.float32("nan")])
 def test_nan_is_no_number(number: Any) -> None:
     with pytest.raises(attndsl.ArgumentError, match="cap: expected a number, got NaN"):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attndsl.diagnostics import ArgumentError
 from attndsl.ir.nodes import constant, make, total
@@ -81,8 +83,9 @@ def test_infinite_ranks_and_those_that_are_no_number(keep: str) -> None:
 def test_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch, keep: str) -> None:
     for name in ("MOST_RANKS", "MOST_RANKS_CPU", "MOST_LISTED"):
         monkeypatch.setattr(choice, name, 1)
-    monkeypatch.setattr(choice_ranks, "MOST_TERMS", 1)
-    monkeypatch.setattr(choice_blocks, "MOST_WIDENED", 5)
+    monkeypatch.setattr(choice, "MOST_SUMMED", 1)
+    monkeypatch.setattr(choice_ranks, "MOST_TERMS_CPU", 1)
+    monkeypatch.setattr(choice_blocks, "MOST_WIDENED_CPU", 5)
     monkeypatch.setattr(choice_blocks, "MOST_GATHERED", 1)
     for seed in range(12):
         check(random_case(seed, keep=keep, nq=14, nk=20))
@@ -118,6 +121,78 @@ def with_length(case: Case, length: int) -> choice_ranks.Inputs:
     query = torch.randn(sizes["B"], sizes["H"], length, sizes["D"])
     key = torch.randn(sizes["B"], sizes["Hk"], length, sizes["D"])
     return replace(inputs, query=query, key=key, k_len=None, sizes=sizes, scalars={"n": 1})
+
+
+def on_meta(inputs: choice_ranks.Inputs) -> choice_ranks.Inputs:
+    """The same call for a device."""
+
+    def moved(x: object) -> object:
+        return x.to(META) if isinstance(x, Tensor) else x
+
+    names = ("query", "key", "q_offset", "k_offset", "k_len")
+    tensors = {name: tensor.to(META) for name, tensor in inputs.tensors.items()}
+    place: dict[str, Any] = {name: moved(getattr(inputs, name)) for name in names}
+    return replace(inputs, tensors=tensors, **place)
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that are no views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("keep", ["top", "given"])
+def test_a_device_is_not_kept_busy_with_launches(keep: str) -> None:
+    """What a GPU computes in no time is not cut, and nothing is made that no expression reads."""
+    case = random_case(1, keep=keep, rank="dot", where="earlier", rows=1, offsets="none")
+    if keep == "top":
+        case = replace(case, inputs=with_length(case, 512))
+        assert len(list(rectangles(Choosing.of(case.select, case.inputs)))) >= 8
+    choosing = Choosing.of(case.select, on_meta(case.inputs))
+    with Launches() as launches:
+        lists_of(choosing)
+    assert launches.count <= 60
+    assert keep == "given" or len(list(rectangles(choosing))) == 1
+
+
+def test_tables_whose_sums_may_not_fit_are_refused() -> None:
+    case = random_case(3, keep="top", rank="dot", rows=1, columns=1, offsets="none")
+    inputs = on_meta(replace(case.inputs, k_len=None))
+    length, sizes = 2**16, case.inputs.sizes
+    query, key = (x[:, :, :1].expand(-1, -1, length, -1) for x in (inputs.query, inputs.key))
+    sizes = dict(sizes) | {"Nq": length, "Nk": length}
+    wide = replace(inputs, query=query, key=key, sizes=sizes)
+    with pytest.raises(ArgumentError, match="65536 blocks of queries by 65536 of keys"):
+        tables_of(Choosing.of(case.select, wide))
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "dtype"),
+    [
+        ((9, 0), "tf32", torch.float64),
+        ((8, 9), "none", torch.float32),
+        ((8, 9), "ieee", torch.float32),
+        ((8, 9), "tf32", torch.float64),
+    ],
+)
+def test_products_are_never_rounded_to_less_than_float32(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], precision: str, dtype: object
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = precision
+    try:
+        assert choice_ranks.product_dtype(torch.device("cuda")) == dtype
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
 @pytest.mark.parametrize("where", ["earlier", "near", "none"])
@@ -278,21 +353,8 @@ def test_given_needs_a_row_for_every_block_of_queries() -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_nothing_waits_for_the_device(seed: int) -> None:
     case = random_case(seed)
-    inputs = case.inputs
-
-    def moved(x: object) -> object:
-        return x.to(META) if isinstance(x, Tensor) else x
-
-    tensors = {name: tensor.to(META) for name, tensor in inputs.tensors.items()}
-    place = {name: moved(getattr(inputs, name)) for name in ("q_offset", "k_offset", "k_len")}
-    there = replace(
-        inputs,
-        query=inputs.query.to(META),
-        key=inputs.key.to(META),
-        tensors=tensors,
-        **place,  # type: ignore[arg-type]
-    )
-    wanted = tables_of(Choosing.of(case.select, inputs))
+    there = on_meta(case.inputs)
+    wanted = tables_of(Choosing.of(case.select, case.inputs))
     with watched():
         choosing = Choosing.of(case.select, there)
         found = tables_of(choosing)

@@ -11,19 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
+import attndsl
 from attndsl.diagnostics import ArgumentError
-from attndsl.ir.nodes import FALSE, Node, chosen, constant, index, make
+from attndsl.ir.nodes import FALSE, TRUE, Node, chosen, constant, index, make
 from attndsl.ir.program import Program
 from attndsl.reference import Values, evaluate
 from attndsl.runtime.arguments import pack, slots_of
 from attndsl.runtime.choice import Choosing, lists_of, tables_of
-from attndsl.runtime.choice_covered import drop_covered
+from attndsl.runtime.choice_covered import drop_covered, possible_of
 from attndsl.runtime.choose import choose, chosen_blocks
 from attndsl.runtime.operators import register
 from attndsl.runtime.routed_views import routed_view
 from attndsl.runtime.tiles import classify_tiles, facts_of
 from attndsl.runtime.views import mask_pairs
 from attndsl.transform.route import form_of, route
+from tests.oracle.examples import FOLDER
 from tests.runtime.choices import Case, by_hand, program_of_case, random_case
 
 Q, K = index("q"), index("k")
@@ -178,6 +180,13 @@ def test_covered_blocks_are_not_listed(seed: int) -> None:
     assert torch.equal(needed, kept)
     operated = choose(*arguments_of(case, program, "lists", register(route(program, "lists"))))
     assert torch.equal(operated[0], lists)
+
+
+@pytest.mark.parametrize("name", ["moba", "nsa_selected", "quest"])
+def test_lists_are_not_searched_for_what_is_proved(name: str) -> None:
+    """Every candidate has pairs that nothing else in the mask has."""
+    routed = route(attndsl.compile(FOLDER / f"{name}.attn").program, "lists").routed
+    assert routed is not None and possible_of(routed.mask, routed.where) is TRUE
 
 
 def added_pairs(case: Case, mask: Node, choosing: Choosing) -> Tensor:

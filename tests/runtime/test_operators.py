@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -207,6 +211,77 @@ def test_export_carries_the_program() -> None:
     loaded = torch.export.load(file).module()
     longer = tuple(t.detach() for t in inputs(nq=13, nk=13))
     torch.testing.assert_close(loaded(*longer), windowed().reference(*longer, window=3))
+
+
+LISTS = """
+attention lists(block: int, n: int):
+    select near[i = q, j = k // block]:
+        rank dot(query, mean(key))
+        where j < i // block
+        keep top n
+    mask (near or k // block == q // block) and k <= q
+"""
+TABLE = """
+attention table(block: const int = 4):
+    select near[i = q // block, j = k // block]:
+        rank dot(mean(query), mean(key))
+        where j <= i
+        keep mass 0.7
+    mask near and k <= q
+"""
+
+
+@pytest.mark.parametrize("text", [LISTS, TABLE], ids=["lists", "table"])
+def test_compile_with_a_select_traces_once(text: str) -> None:
+    attn = attndsl.compile(text=text, backend="torch")
+    numbers = {"block": 4, "n": 2} if text is LISTS else {}
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(
+        lambda *x, **p: attn(*x, **p), fullgraph=True, backend="aot_eager", dynamic=True
+    )
+    for n in (20, 21, 33, 50):
+        x = inputs(nq=n, nk=n)
+        out, wanted = compiled(*x, **numbers), attn.reference(*x, **numbers)
+        torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-5)
+        a, b = torch.autograd.grad(out.sum(), x), torch.autograd.grad(wanted.sum(), x)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("text", [LISTS, TABLE], ids=["lists", "table"])
+def test_export_with_a_select(text: str, tmp_path: Path) -> None:
+    """Of any length, and read by a process that has done nothing but import the package."""
+    attn = attndsl.compile(text=text, backend="torch")
+    numbers = {"block": 4, "n": 2} if text is LISTS else {}
+
+    class Layer(torch.nn.Module):
+        def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            out = attn(q, k, v, **numbers)
+            assert isinstance(out, torch.Tensor)
+            return out
+
+    x = tuple(t.detach() for t in inputs(nq=20, nk=20))
+    length = torch.export.Dim("length", min=9, max=4096)
+    exported = torch.export.export(Layer(), x, dynamic_shapes=[{2: length}] * 3)
+    torch.export.save(exported, tmp_path / "layer.pt2")
+    longer = tuple(t.detach() for t in inputs(nq=33, nk=33))
+    wanted = attn.reference(*longer, **numbers)
+    torch.save((longer, wanted), tmp_path / "call.pt")
+    read = """
+import torch, attndsl
+layer = torch.export.load("layer.pt2").module()
+x, wanted = torch.load("call.pt")
+torch.testing.assert_close(layer(*x), wanted)
+"""
+    paths = [str(Path(attndsl.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", read],
+        cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths))),
+        check=True,
+        timeout=120,
+    )
 
 
 def test_checkpointing() -> None:
