@@ -15,16 +15,17 @@ from attndsl.analysis.warnings import warnings_of
 from attndsl.diagnostics import ArgumentError, Diagnostic
 from attndsl.ir.nodes import SCORE, Node, find, is_const
 from attndsl.ir.program import Program, Scalar
-from attndsl.plan.kernel_plan import Config, KernelPlan
+from attndsl.plan.kernel_plan import KernelPlan
 from attndsl.report.boxes import box_example
 from attndsl.report.cost import preparation_lines
 from attndsl.report.formulas import formula
+from attndsl.report.kernels import has_tables, kernel_lines
 from attndsl.report.orders import order_lines, plan_of_call
 from attndsl.report.ranges import box_lines, loss_lines, proof_lines, range_lines
 from attndsl.report.requests import request_for, target_here
 from attndsl.report.routed_call import Shown, routed_part, shown_call
 from attndsl.report.routing import Routing, attending_lines, choosing_lines, select_lines
-from attndsl.report.table import figure, share, table
+from attndsl.report.table import figure, share
 from attndsl.report.visits import MOST_ERROR, UNKNOWN, Visits, table_of_tiles, visits_of
 from attndsl.runtime.arguments import check_input
 from attndsl.runtime.dims import write_type
@@ -107,6 +108,7 @@ def describe(shown: Shown, target: str, dtype: str, width: int, value_width: int
     plan, order = plan_of_call(program, request, seen)
     source = program if routing is None else routing.program
     sections = [("", program_lines(source))]
+    added: KernelPlan | None = None
     if routing is not None:
         sections.append(("choosing", choosing_lines(routing, seen)))
         if routing.form == "lists":
@@ -117,7 +119,7 @@ def describe(shown: Shown, target: str, dtype: str, width: int, value_width: int
     if has_tiles(shown):
         sections += mask_sections(plan, seen, order, routing)
     sections += [
-        (f"kernels for {request.target}, {request.dtype}", kernel_lines(plan)),
+        (f"kernels for {request.target}, {request.dtype}", kernel_lines(plan, added)),
         ("gradients", gradient_lines(plan)),
         ("warnings", warning_lines(warnings_of(source))),
     ]
@@ -408,53 +410,6 @@ def is_told(visits: Visits) -> bool:
 
 
 # -- kernels and gradients ------------------------------------------------------------------
-
-
-def kernel_lines(plan: KernelPlan) -> list[str]:
-    """What each kernel does, with what sizes, and what the plan could leave out."""
-    if plan.request.backend == "torch":
-        return [
-            "PyTorch, in blocks of queries and keys: memory grows with the length, not its square"
-        ]
-    by_query = f"a program a tile of queries, {loop_text(plan, 'keys')}"
-    by_key = f"a program a tile of keys, {loop_text(plan, 'queries')}"
-    kernels: list[tuple[str, Config, str]] = [("forward", plan.forward, by_query)]
-    kernels.append(("backward_dq", plan.backward_dq, by_query))
-    kernels.append(("backward_dkv", plan.backward_dkv, by_key))
-    if has_tables(plan):
-        kernels.append(("backward_tables", plan.backward_dq, by_query))
-    rows = [
-        [name, f"{config.block_m} x {config.block_n}", config.num_warps, config.num_stages, what]
-        for name, config, what in kernels
-    ]
-    lines = table(["kernel", "tile", "warps", "stages", ""], rows).splitlines()
-    if plan.form != "elementwise":
-        lines.append("backward_delta runs before the backward kernels, once over the result")
-    if plan.strategy == "lists":
-        lines.append("classify_rows runs before kernels over keys, classify_columns before others")
-    for what, chunks in (("D", plan.query_chunks), ("Dv", plan.value_chunks)):
-        if len(chunks) > 1:
-            parts = " + ".join(str(chunk.width) for chunk in chunks)
-            lines.append(f"{what} is computed in parts of {parts} columns")
-    if plan.may_be_masked_by_score:
-        lines.append("a score may be -inf: rows are guarded against having no key left")
-    return lines
-
-
-def has_tables(plan: KernelPlan) -> bool:
-    """Whether a tensor that is looked up pair by pair receives a gradient from a Triton kernel."""
-    learned = plan.request.grads
-    pairs = [leaf for leaf in plan.leaves if leaf.level == "pair" and leaf.node.name in learned]
-    return bool(pairs) and plan.request.backend == "triton"
-
-
-def loop_text(plan: KernelPlan, what: str) -> str:
-    segments = plan.keys if what == "keys" else plan.queries
-    if not segments:
-        return f"no {what} at all"
-    if plan.strategy == "lists":
-        return f"over its list of tiles of {what}"
-    return f"over its {'range' if len(segments) == 1 else f'{len(segments)} ranges'} of {what}"
 
 
 def gradient_lines(plan: KernelPlan) -> list[str]:

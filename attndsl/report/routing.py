@@ -74,7 +74,8 @@ def reason_of(program: Program) -> str:
     if select.keep in ("above", "mass"):
         return f"how many blocks `keep {select.keep}` keeps is not known before"
     if not has_lists(select):
-        return f"`{formula(select.limit)}` differs" if select.limit is not None else ""
+        limit = "" if select.limit is None else formula(select.limit)
+        return f"nothing bounds `{limit}` for all queries, as `min({limit}, 16)` would"
     if not is_positive(program.mask, chosen(select.name)):
         return f"the mask may lose pairs by `{select.name}`"
     return "every query chooses for itself, a number of blocks that is known before"

@@ -29,7 +29,13 @@ from attndsl.runtime.choice_keep import (
     kept_top,
     keys_of,
 )
-from attndsl.runtime.choice_numbers import block_sizes, is_number, most_kept, number_of
+from attndsl.runtime.choice_numbers import (
+    block_sizes,
+    is_number,
+    most_kept,
+    most_listed,
+    number_of,
+)
 from attndsl.runtime.choice_ranks import Evaluation, Inputs
 
 MOST_RANKS = 1 << 24  # held at once
@@ -87,7 +93,8 @@ def list_width(choosing: Choosing) -> int:
     if choosing.select.keep == "given":
         entries = choosing.inputs.tensors[choosing.select.given].shape[3]
     else:
-        most, entries = choosing.most_kept, choosing.columns.count
+        inputs, entries = choosing.inputs, choosing.columns.count
+        most = most_listed(choosing.select, inputs.sizes, inputs.scalars)
         if most is not None:
             entries = torch.sym_min(most, entries)  # type: ignore[no-untyped-call]
     width: int = torch.sym_max(1, entries)  # type: ignore[no-untyped-call]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from dataclasses import replace
 
 from attndsl.diagnostics import ArgumentError
 from attndsl.ir.nodes import Node, find, topological
 from attndsl.ir.program import Select
 from attndsl.transform.fold import FOLD, Value
+from attndsl.transform.route import most_of
 
 
 def is_number(node: Node) -> bool:
@@ -67,6 +69,14 @@ def most_kept(select: Select, sizes: Mapping[str, int], scalars: Mapping[str, Va
         return None  # a traced graph may compute it
     limit = checked(select.limit, select, sizes, scalars)
     return max(limit, 0) if type(limit) is int else limit
+
+
+def most_listed(
+    select: Select, sizes: Mapping[str, int], scalars: Mapping[str, Value]
+) -> int | None:
+    """The most blocks that `keep top` keeps of any row; None where nothing bounds it."""
+    bound = None if select.limit is None else most_of(select.limit)
+    return most_kept(replace(select, limit=bound), sizes, scalars)
 
 
 def checked(

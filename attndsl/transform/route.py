@@ -54,7 +54,21 @@ def has_lists(select: Select) -> bool:
         return False
     if select.keep == "given":
         return True
-    return select.keep == "top" and select.limit is not None and not select.limit.varies
+    return select.keep == "top" and select.limit is not None and most_of(select.limit) is not None
+
+
+def most_of(limit: Node) -> Node | None:
+    """A number that sizes and scalars determine and that a limit never passes: the limit itself, or
+    what bounds it, as in `min(budget[h], 8)`; None where there is none."""
+    if not limit.varies and not find(limit, "lookup"):
+        return limit
+    bounds = [most_of(arg) for arg in limit.args if arg.kind == limit.kind]
+    known = [bound for bound in bounds if bound is not None]
+    if limit.op == "min" and known:
+        return known[0] if len(known) == 1 else make("min", *known)
+    if limit.op in ("max", "where") and len(known) == 2:
+        return make("max", *known)
+    return None
 
 
 def is_positive(mask: Node, leaf: Node) -> bool:

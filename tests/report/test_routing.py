@@ -153,7 +153,7 @@ REASONS = {
     "8 queries in a row choose together": "i = q // 8, j = k]:\n keep top 1",
     "how many blocks `keep above` keeps": "i = q, j = k]:\n keep above 0.5",
     "how many blocks `keep mass` keeps": "i = q, j = k]:\n keep mass 0.5",
-    "`h` differs": "i = q, j = k]:\n keep top h",
+    "nothing bounds `h` for all queries": "i = q, j = k]:\n keep top h",
     "the mask may lose pairs by `s`": "i = q, j = k]:\n keep top 1\nnot ",
 }
 
@@ -265,3 +265,21 @@ attention a(t: float[B, Hk, N, D]):
         "             where  j <= i",
         "             keep   mass 0.5",
     ]
+
+
+def test_kernels_of_lists() -> None:
+    """Those that gather, and those of the mask beside it only where it may have a pair."""
+    text = (
+        "attention a():\n    select s[i = q, j = k // 64]:\n        rank dot(query, mean(key))\n"
+        "        keep top 2\n    mask s{more}\n"
+    )
+    both, alone = (
+        section(
+            attndsl.compile(text=text.format(more=more), backend="triton").explain(Nq=256, Nk=256),
+            "kernels for",
+        )
+        for more in (" or q == k", " and k <= q")
+    )
+    for told in (both, alone):
+        assert "routed_forward" in told and "routed_backward_dkv" in told
+    assert "\n  forward" in both and "\n  forward" not in alone
