@@ -103,31 +103,49 @@ def lighter(found: tuple[Config, Config, Config], by: int) -> tuple[Config, Conf
 
 
 def fitted(
-    request: Request, value: Node, columns: Node, found: tuple[Config, Config, Config]
+    request: Request,
+    value: Node,
+    columns: Node,
+    packs_heads: bool,
+    found: tuple[Config, Config, Config],
 ) -> tuple[Config, Config, Config]:
     """Configurations for tiles that hold keys of one block of so many: not wider than it needs,
     where a constant says how many they are; with fewer pairs where registers are short, for rows
-    that are gathered have addresses of their own."""
+    that are gathered have addresses of their own, and heads of a group that share tiles need more
+    of these."""
     if request.backend == "torch":
         return found
     forward, dq, dkv = found
-    least = NARROWEST
     if request.target == "sm_90":
-        # The product of keys and queries is transposed in dkv: wgmma takes 64 of its rows.
-        least = 64
         widest = max(request.head_dim, request.value_dim)
         most = next(sizes for limit, sizes in HOPPER_GATHERED[value is SCORE] if widest <= limit)
         forward = replace(forward, block_n=min(forward.block_n, most[0]))
         dq = replace(dq, block_n=min(dq.block_n, most[1]))
         dkv = replace(dkv, block_m=min(dkv.block_m, most[2]))
+        if packs_heads:
+            forward = replace(forward, block_n=min(forward.block_n, PACKED_COLUMNS))
+            dkv = replace(dkv, block_n=min(dkv.block_n, PACKED_COLUMNS))
     if is_const(columns):
-        width = NARROWEST
-        while width < columns.value:
-            width *= 2
+        width = width_for(int(columns.value))
         forward = replace(forward, block_n=min(forward.block_n, width))
         dq = replace(dq, block_n=min(dq.block_n, width))
-        dkv = replace(dkv, block_n=min(dkv.block_n, max(width, least)))
+        dkv = replace(dkv, block_n=min(dkv.block_n, max(width, least_columns(request))))
     return forward, dq, dkv
+
+
+def width_for(columns: int) -> int:
+    """The width of a gathered tile that holds a block of so many columns, if it may be so wide.
+
+    >>> [width_for(n) for n in (1, 16, 17, 64, 100)]
+    [16, 16, 32, 64, 128]
+    """
+    return max(NARROWEST, 1 << (max(columns, 1) - 1).bit_length())
+
+
+def least_columns(request: Request) -> int:
+    """The fewest columns of a gathered tile that owns them: the product of keys and queries is
+    transposed there, and wgmma takes 64 of its rows."""
+    return 64 if request.target == "sm_90" else NARROWEST
 
 
 # Blocks of the PyTorch engine are chosen by that engine; these only bound its memory.
@@ -169,6 +187,7 @@ HOPPER_GATHERED: dict[bool, tuple[tuple[int, tuple[int, int, int]], ...]] = {
     True: ((64, (128, 64, 64)), (128, (64, 64, 32)), (192, (32, 32, 32)), (256, (16, 16, 16))),
     False: ((64, (128, 64, 64)), (128, (64, 32, 32)), (192, (32, 16, 16)), (256, (16, 16, 16))),
 }
+PACKED_COLUMNS = 64  # the most of a tile that heads share, in forward and backward_dkv on sm_90
 DEFAULT: Table = (
     (64, (Config(128, 64, 4, 3), Config(64, 64, 4, 2), Config(64, 64, 4, 2))),
     (128, (Config(128, 64, 8, 2), Config(64, 64, 8, 2), Config(64, 64, 8, 2))),

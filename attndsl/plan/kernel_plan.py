@@ -122,6 +122,8 @@ class KernelPlan:
     gathered       of such a plan, what it was made of: its tiles hold the queries whose lists name
                    one block, and the keys of that block. The facts of a tile are over the ends of
                    both and have no summaries; a mask that holds for all that lists name is `true`
+    packs_heads    of such a plan, whether the heads of a group share its tiles: the rows of a tile
+                   are pairs of a query and a head, so that "h" differs from row to row
     """
 
     program: Program
@@ -148,6 +150,12 @@ class KernelPlan:
     backward_dkv: Config
     routed: KernelPlan | None = None
     gathered: Routed | None = None
+    packs_heads: bool = False
+
+    @property
+    def row_indices(self) -> frozenset[str]:
+        """The indices that differ from row to row of a tile."""
+        return frozenset(("q", "h") if self.packs_heads else ("q",))
 
     @property
     def mask_varies(self) -> frozenset[str]:

@@ -14,7 +14,7 @@ from attndsl.analysis.ranges import solve_keys, solve_queries
 from attndsl.analysis.summaries import Summarised, Summary, summarise
 from attndsl.analysis.tiles import classify
 from attndsl.ir.nodes import OUT, SCORE, TRUE, Node, find, substitute, topological
-from attndsl.ir.program import Grid, Program
+from attndsl.ir.program import Grid, Program, Routed
 from attndsl.plan.configs import chunks, configs, fitted, work_of
 from attndsl.plan.kernel_plan import KernelPlan, Leaf, Level, Request, Strategy
 from attndsl.transform.differentiate import differentiate
@@ -70,7 +70,8 @@ def routed_plan(program: Program, request: Request) -> KernelPlan | None:
     mask = TRUE if implies(routed.where, routed.mask) else routed.mask
     found = plan(replace(program, mask=mask, routed=None), request)
     sizes = (found.forward, found.backward_dq, found.backward_dkv)
-    sizes = fitted(request, found.value, routed.columns, sizes)
+    packs_heads = request.backend == "triton" and may_pack_heads(routed, mask, found.value)
+    sizes = fitted(request, found.value, routed.columns, packs_heads, sizes)
     return replace(
         found,
         gathered=routed,
@@ -80,6 +81,17 @@ def routed_plan(program: Program, request: Request) -> KernelPlan | None:
         forward=sizes[0],
         backward_dq=sizes[1],
         backward_dkv=sizes[2],
+        packs_heads=packs_heads,
+    )
+
+
+def may_pack_heads(routed: Routed, mask: Node, value: Node) -> bool:
+    """Whether the heads of a group can share the tiles that lists name: they have the same lists,
+    and no tensor is read for each key and head. What that adds up for a key is kept by head, and
+    it would have to be read pair by pair."""
+    reads = find(mask, "lookup", "dot") + find(value, "lookup", "dot")
+    return routed.per_group and not any(
+        level_of(node) == "column" and "h" in node.varies for node in reads
     )
 
 

@@ -63,7 +63,8 @@ def dump(plan: KernelPlan) -> str:
     if plan.routed is None or routed is None:
         return text
     per = "group" if routed.per_group else "head"
-    return f"{text}routed by {routed.lists} per {per}\n{dump(plan.routed)}"
+    shared = ", heads share tiles" if plan.routed.packs_heads else ""
+    return f"{text}routed by {routed.lists} per {per}{shared}\n{dump(plan.routed)}"
 
 
 def roots(plan: KernelPlan) -> list[Node]:

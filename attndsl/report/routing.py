@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attndsl.ir.nodes import chosen, find, is_const
 from attndsl.ir.program import Program
+from attndsl.plan.configs import width_for
 from attndsl.plan.kernel_plan import KernelPlan
 from attndsl.report.choices import Choice
 from attndsl.report.formulas import formula
@@ -197,7 +198,7 @@ def attending_lines(routing: Routing, plan: KernelPlan) -> list[str]:
         lines.append(f"of these take part: `{formula(plan.program.mask)}`")
     if plan.request.backend == "triton":
         tiles, high = tiles_of(choice, routing.lists, plan)
-        wide = plan.forward.block_n
+        wide = min(plan.forward.block_n, width_for(choice.columns))
         steps = -(-choice.columns // wide)
         number = f"at most {shown(tiles, choice)}" if routing.lists is None else f"{tiles:,}"
         each = f"in each {counted(steps, 'step')} of {wide} keys"
@@ -215,19 +216,23 @@ def attending_lines(routing: Routing, plan: KernelPlan) -> list[str]:
 
 def tiles_of(choice: Choice, lists: Tensor | None, plan: KernelPlan) -> tuple[int, int]:
     """How many tiles the forward kernel has, at most where no lists are given: of each list and
-    block the rows that hold it. And how many rows a tile has."""
+    block the rows that hold it, one for each head where they share tiles. And how many rows a tile
+    has."""
     high = plan.forward.block_m
-    room = choice.queries * (choice.listed or choice.keys)  # entries of a list
-    if room < FEW_ROWS * choice.keys or choice.queries < FEW_ROWS:
+    packed = choice.group if plan.packs_heads else 1
+    room = choice.queries * min(choice.listed or choice.keys, choice.keys)  # entries of a list
+    if room * packed <= FEW_ROWS * choice.keys:
         high = min(FEW_ROWS, high)
+    each = choice.group // packed
     if lists is not None:
-        return choice.group * tiles_of_lists(lists, choice.keys, high), high
-    ends = choice.lists * choice.group * min(choice.keys, room)
+        return each * tiles_of_lists(lists, choice.keys, high, packed), high
+    ends = choice.lists * each * min(choice.keys, room)
     return min(choice.entries, choice.entries // high + ends), high
 
 
-def tiles_of_lists(lists: Tensor, blocks: int, high: int) -> int:
+def tiles_of_lists(lists: Tensor, blocks: int, high: int, packed: int) -> int:
+    """Tiles of `high` rows for the entries of each list and block, `packed` rows each."""
     flat = lists.flatten(0, 1).flatten(1).to(torch.int64)
     counts = torch.zeros((flat.shape[0], blocks + 1), dtype=torch.int64, device=flat.device)
     counts.scatter_add_(1, torch.where(flat < 0, blocks, flat), torch.ones_like(flat))
-    return int(((counts[:, :blocks] + high - 1) // high).sum())
+    return int(((counts[:, :blocks] * packed + high - 1) // high).sum())

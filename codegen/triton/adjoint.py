@@ -80,7 +80,7 @@ class Adjoint(Kernel):
     def row_load(self, name: str, limited: bool, other: str) -> str:
         """The text of a load of one number per row of the tile, shaped along rows."""
         mask = f", mask=row < Nq, other={other}" if limited else ""
-        return f"tl.load({name} + head.to(tl.int64) * Nq + row{mask}){self.row}"
+        return f"tl.load({name} + {self.row_head}.to(tl.int64) * Nq + row{mask}){self.row}"
 
     def write_row_statistics(self, limited: bool = True) -> None:
         """base: of the exponent (infinite beyond the last row, for weight 0), or 1 / the sum."""

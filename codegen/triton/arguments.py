@@ -131,7 +131,8 @@ class Arguments:
     def add_wide(self, node: Node) -> None:
         """Whether offsets along the axes that vary with rows or columns need int64."""
         axes = self._wide.setdefault(node.name, set())
-        axes |= {a for a, index in enumerate(node.args) if index.varies & {"q", "k", "d", "out"}}
+        walked = self.plan.row_indices | {"k", "d", "out"}
+        axes |= {a for a, index in enumerate(node.args) if index.varies & walked}
 
     def wide_axes(self) -> dict[str, tuple[int, ...]]:
         """The axes of each tensor over which the kernel walks."""
@@ -167,11 +168,12 @@ class Arguments:
         grid: str,
         config: Config | None = None,
         block_m: str = "",
+        block_n: str = "",
         num_warps: str = "",
     ) -> None:
         """The launch, by the host function; `grid` is the text of the number of programs, `config`
-        has other sizes than the kernel's own, `block_m` and `num_warps` are the texts of sizes that
-        the host chooses."""
+        has other sizes than the kernel's own, `block_m`, `block_n` and `num_warps` are the texts of
+        sizes that the host chooses."""
         lines.add(f"{self.name}[({grid},)](")
         with lines.indented():
             for argument in self.arguments:
@@ -179,7 +181,8 @@ class Arguments:
             for name, axes in self.wide_axes().items():
                 lines.add(f"wide_{name}=attn_is_wide(t_{name}, {axes}),")
             config = config or self.config
-            lines.add(f"BLOCK_M={block_m or config.block_m},", f"BLOCK_N={config.block_n},")
+            lines.add(f"BLOCK_M={block_m or config.block_m},")
+            lines.add(f"BLOCK_N={block_n or config.block_n},")
             warps = num_warps or config.num_warps
             lines.add(f"num_warps={warps},", f"num_stages={config.num_stages},")
             lines.add(f"enable_fp_fusion={self.plan.may_fuse},")

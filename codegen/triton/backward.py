@@ -70,21 +70,21 @@ class RowAdjoint(Adjoint):
         lines, plan = self.lines, self.plan
         self.write_place(self.roots)
         self.write_rows()
-        self.write_base("query", "h")
+        self.write_query_base()
         if any(find(node, "dot") for node in self.roots) or any(
             item.leaf.node.op == "dot" for item in self.leaves
         ):
-            lines.add("query_rows = query_head + rows * query_n")
+            self.write_query_rows()
         if self.has_score:
             self.write_loads("query", self.row_elements, plan.query_chunks, "Nq")
         width = plan.request.value_dim
-        self.write_own_base("grad_raw", width, "Nq")
+        self.write_row_base("grad_raw", width)
         self.write_own_loads("grad_raw", width, self.row_elements, plan.value_chunks, "Nq")
         self.write_row_statistics()
         self.write_delta()
         self.values.define(lines, "row", self.roots)
         for name in ("key", "value") if self.has_score else ("value",):
-            self.write_base(name, "(h // G)")
+            self.write_base(name, self.key_head)
 
     def write_tile_adjoint(self, partial: bool) -> str:
         """The adjoints of a tile's pairs; the text of the test of its pairs or ""."""

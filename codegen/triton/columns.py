@@ -11,7 +11,8 @@ from .routed import is_whole
 
 
 class BackwardKeyValue(Adjoint):
-    """Writes `backward_dkv`: one query head of a tile of keys; adjoints of column-level leaves."""
+    """Writes `backward_dkv`: one query head of a tile of keys, or all of a group that shares tiles;
+    adjoints of column-level leaves."""
 
     def __init__(self, plan: KernelPlan) -> None:
         leaves = numbered_leaves(plan, "column")
@@ -26,7 +27,8 @@ class BackwardKeyValue(Adjoint):
         for item in self.leaves:
             arguments.add_own(f"column_adjoint_{item.number}", "float32")
         self.add_other_arguments()
-        lines.add('"""Gradients of a tile of keys and values from one query head."""')
+        heads = "the query heads of a group" if plan.packs_heads else "one query head"
+        lines.add(f'"""Gradients of a tile of keys and values from {heads}."""')
         self._write_inputs()
         for i, chunk in enumerate(plan.query_chunks):
             lines.add(f"grad_key_{i} = tl.zeros([BLOCK_N, {chunk.width}], tl.float32)")
@@ -44,20 +46,25 @@ class BackwardKeyValue(Adjoint):
         self.write_columns()
         for name, chunks in (("key", plan.query_chunks), ("value", plan.value_chunks)):
             if name == "value" or self.has_score:
-                self.write_base(name, "(h // G)")
+                self.write_base(name, self.key_head)
                 self.write_loads(name, self.column_elements, chunks, self.column_limit)
         self.values.define(lines, "column", self.roots)
-        self.write_base("query", "h")
-        width = plan.request.value_dim
-        self.write_own_base("grad_raw", width, "Nq")
+        if not plan.packs_heads:
+            self._write_row_bases()
+
+    def _write_row_bases(self) -> None:
+        self.write_query_base()
+        self.write_row_base("grad_raw", self.plan.request.value_dim)
 
     def _write_tile(self, partial: bool) -> None:
         lines, plan = self.lines, self.plan
         limit = "Nq" if partial else None
         self.write_rows(partial)
+        if plan.packs_heads:
+            self._write_row_bases()
         roots = self.tile_roots(partial)
         if any(find(node, "dot") for node in roots):
-            lines.add("query_rows = query_head + rows * query_n")
+            self.write_query_rows()
         if self.has_score:
             self.write_loads("query", self.row_elements, plan.query_chunks, limit)
         self.write_own_loads(
@@ -104,7 +111,8 @@ class BackwardKeyValue(Adjoint):
             )
 
     def _write_sums(self) -> None:
-        """Adds to what the kernel of all other pairs has stored: a column has one program."""
+        """Adds to what the kernel of all other pairs has stored: a column has one program. What the
+        heads that share tiles have together goes to the first of them."""
         lines, plan = self.lines, self.plan
         lines.add(f"column = {self.column_elements}")
         for name, width, chunks, scaled in (

@@ -7,7 +7,7 @@ from attndsl.plan.kernel_plan import Config, KernelPlan
 
 from .kernel import NEGATIVE_INFINITY, Kernel
 from .routed import is_whole, own_name
-from .values import level_of
+from .values import Values
 
 
 class Forward(Kernel):
@@ -42,7 +42,7 @@ class Forward(Kernel):
         self.write_rows()
         self._write_query()
         self.values.define(lines, "row", roots)
-        self.write_base("value", "(h // G)")
+        self.write_base("value", self.key_head)
         self._write_start()
         self.write_tiles(self._write_tile)
         self._write_end()
@@ -73,13 +73,13 @@ class Forward(Kernel):
 
     def _write_query(self) -> None:
         lines, plan = self.lines, self.plan
-        self.write_base("query", "h")
+        self.write_query_base()
         if any(find(node, "dot") for node in [*self.roots, *self.row_roots]):
-            lines.add("query_rows = query_head + rows * query_n")
+            self.write_query_rows()
         if not self.has_score:
             return
         self.write_loads("query", self.row_elements, plan.query_chunks, "Nq")
-        self.write_base("key", "(h // G)")
+        self.write_base("key", self.key_head)
         if self.is_plain:
             lines.comment(
                 "Logits in units of log2(e). With the sign of the scale moved into query, the",
@@ -106,7 +106,7 @@ class Forward(Kernel):
         roots = [plan.value, plan.logit, *([plan.program.mask] if partial else [])]
         self.write_columns(partial)
         tests = None
-        if partial and looks_up_pairs(plan.program.mask):
+        if partial and looks_up_pairs(plan.program.mask, self.values):
             # Before the product: the loop would otherwise take the layout of what is loaded, and
             # compute every weight a second time for it.
             self.values.define(lines, "column", roots)
@@ -241,9 +241,9 @@ class Forward(Kernel):
         self._write_result("out", texts)
 
 
-def looks_up_pairs(mask: Node) -> bool:
+def looks_up_pairs(mask: Node, values: Values) -> bool:
     """Whether a mask looks something up for every pair."""
-    return any(level_of(node) == "pair" for node in find(mask, "lookup"))
+    return any(values.level(node) == "pair" for node in find(mask, "lookup"))
 
 
 DOCUMENTATION = {

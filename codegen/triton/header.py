@@ -73,9 +73,10 @@ def describe(plan: KernelPlan) -> list[str]:
     routed = plan.program.routed
     if routed is not None:
         per = "key head" if routed.per_group else "query head"
+        heads = " and heads of a group" if plan.routed and plan.routed.packs_heads else ""
         lines.append(
             f"Routed       by `{routed.lists}`, blocks of keys for each query and {per}: queries "
-            "that name the same block share tiles"
+            f"that name the same block{heads} share tiles"
         )
     if request.grads:
         lines.append(f"Gradients    {', '.join(request.grads)}")

@@ -35,7 +35,7 @@ from .routed import (
     write_gathered_place,
     write_gathered_rows,
 )
-from .values import Values, level_of, uses_score
+from .values import Values, uses_score
 
 Body = Callable[[bool], None]  # writes the work on one tile; whether it is a partial one
 
@@ -91,6 +91,17 @@ class Kernel:
             return []
         return [n for s in self.segments for n in (s.lo, s.hi, s.full_lo, s.full_hi)]
 
+    @property
+    def row_head(self) -> str:
+        """The text of the number of the rows' head among those of all sequences: one for the tile,
+        or [BLOCK_M] after `write_rows`."""
+        return "row_head" if self.plan.packs_heads else "head"
+
+    @property
+    def key_head(self) -> str:
+        """The text of the key head within its sequence."""
+        return "group" if self.plan.packs_heads else "(h // G)"
+
     def add_tile_arguments(self) -> None:
         """What the kernel needs to find its tiles, besides the parameters in the segments."""
         if self.is_gathered:
@@ -114,7 +125,10 @@ class Kernel:
         but the head."""
         lines = self.lines
         self.write_head()
-        lines.add("b = head // H", "h = head % H", "G = H // Hk")
+        if self.plan.packs_heads:
+            lines.add("b = head // H", "first_h = head % H", "G = H // Hk", "group = first_h // G")
+        else:
+            lines.add("b = head // H", "h = head % H", "G = H // Hk")
         self.write_offsets()
         if self.is_gathered:
             write_gathered_place(lines, self.plan, self.columns_first)
@@ -125,7 +139,7 @@ class Kernel:
     def write_head(self) -> None:
         """The head, and where the tile begins as far as its number says that."""
         if self.is_gathered:
-            write_gathered_head(self.lines, self.columns_first)
+            write_gathered_head(self.lines, self.plan, self.columns_first)
         elif self.plan.grid is not None:
             self._write_box(self.plan.grid)
         else:
@@ -210,6 +224,8 @@ class Kernel:
     def results(self) -> tuple[str, str, str]:
         """Of what a kernel stores for its rows: the index of its head, those of its rows, and the
         length of the axis. A gathered kernel stores something for every entry."""
+        if self.plan.packs_heads:
+            return "which_list", SLOTS, "(sharing * entries)"
         if self.is_gathered:
             return "local_head", SLOTS, "entries"
         return "head", self.row_elements, "Nq"
@@ -218,7 +234,9 @@ class Kernel:
         """Indices and positions of the tile's queries. Where it is a box, `partial` says whether
         some of them may lie beyond the grid; where they are gathered, whether some may be none."""
         if self.is_gathered:
-            write_gathered_rows(self.lines, self.columns_first, partial)
+            write_gathered_rows(self.lines, self.plan, self.columns_first, partial)
+        if self.plan.packs_heads:
+            self.lines.add("row_head = head + member", f"h = (first_h + member){self.row}")
         self._write_elements(ROWS, self.row, partial)
         self.lines.add(f"rows = {self.row_elements}{self.row}", "q = rows + q_start")
 
@@ -242,6 +260,28 @@ class Kernel:
             f"{name}_n = {name}_stride_n{times}",
             f"{name}_head = {name} + (b * {name}_stride_b + {head} * {name}_stride_h){times}",
         )
+
+    def write_query_base(self) -> None:
+        """The address of the rows' head of query: one, or [BLOCK_M, 1]."""
+        self.write_base("query", "(first_h + member)[:, None]" if self.plan.packs_heads else "h")
+
+    def write_query_rows(self) -> None:
+        """The addresses of the rows of query, in the shape of `rows`."""
+        if not self.plan.packs_heads:
+            self.lines.add("query_rows = query_head + rows * query_n")
+            return
+        unit = elements_per_alignment(self.plan)
+        times = f" * {unit}" if unit > 1 else ""
+        self.lines.add(
+            f"query_rows = query + (b * query_stride_b + h * query_stride_h){times} "
+            "+ rows * query_n"
+        )
+
+    def write_row_base(self, name: str, width: int) -> None:
+        """The address of the rows' head of a contiguous tensor [B, H, Nq, width]: one, or
+        [BLOCK_M, 1]."""
+        shape = "[:, None]" if self.plan.packs_heads else ""
+        self.write_own_base(name, width, "Nq", f"{self.row_head}{shape}")
 
     def write_loads(
         self, name: str, index: str, chunks: Sequence[Chunk], limit: str | None
@@ -374,7 +414,7 @@ class Kernel:
 
     def spread(self, node: Node, text: str) -> str:
         """The text of a value, an atom, in the shape of a tile whatever the node varies with."""
-        if level_of(node) == "pair":
+        if self.values.level(node) == "pair":
             return f"({text})"
         if is_const(node):
             return f"tl.full([{self.shape}], {text}, tl.float32)"

@@ -234,16 +234,17 @@ def attn_fixed(x, unit):
 
 # A pattern has a letter for each axis that is indexed: how its index varies and is tested.
 #   u  with the program alone; always within the axis
+#   v  with rows, int32; always within the axis
 #   p  with the program alone; where tiles are classified, with the tile of a vector too
 #   n  with rows or columns, int32
 #   w  with rows or columns, int64
-PATTERN_LETTERS = "upnw"
+PATTERN_LETTERS = "uvpnw"
 
 
 def test_text(pattern: str) -> str:
     """The test that the indices of a pattern lie within their axes, "" where it needs none."""
     names = {"p": "attn_fits_wide", "n": "attn_fits", "w": "attn_fits_wide"}
-    tests = [f"{names[c]}(i{a}, d{a})" for a, c in enumerate(pattern) if c != "u"]
+    tests = [f"{names[c]}(i{a}, d{a})" for a, c in enumerate(pattern) if c not in "uv"]
     return " & ".join(tests)
 
 

@@ -6,6 +6,10 @@ launch. `entry_order` has the entries of each list sorted by their block, so tha
 the same keys. A kernel that owns rows owns a tile of neighbouring entries of one block; one that
 owns columns, a part of the columns of one block: it loops over the block's entries. An entry that
 is not there has the row `Nq`, which every test against the end of the axis rules out.
+
+Where the heads of a group share tiles (`KernelPlan.packs_heads`), each of them is counted as an
+entry of its own: number n of a block is the head n % sharing of its entry n // sharing. So keys and
+values of a block are loaded once for all heads, and what they give to it is summed in a tile.
 """
 
 from __future__ import annotations
@@ -50,7 +54,13 @@ def gather_facts(plan: KernelPlan) -> tuple[Node, Node]:
     """May some pair of a tile take part, do all: constants where that is known of every tile."""
     if plan.program.mask is TRUE:
         return TRUE, TRUE
-    return plan.tile.possible, plan.tile.certain
+    possible, certain = plan.tile.possible, plan.tile.certain
+    # What differs between the heads of a tile says nothing of all of it.
+    if plan.packs_heads and "h" in possible.varies:
+        possible = TRUE
+    if plan.packs_heads and "h" in certain.varies:
+        certain = FALSE
+    return possible, certain
 
 
 def fact_nodes(plan: KernelPlan) -> list[Node]:
@@ -70,15 +80,24 @@ def add_gather_arguments(arguments: Arguments, columns_first: bool) -> None:
         arguments.add(name, "i32")
 
 
-def write_gathered_head(lines: Lines, columns_first: bool) -> None:
-    """The head of a program, and its list."""
+def write_gathered_head(lines: Lines, plan: KernelPlan, columns_first: bool) -> None:
+    """The head of a program, or the first of a group that shares its tiles, and its list."""
     if columns_first:
         lines.add("n_tiles = n_blocks * n_parts")
+    if plan.packs_heads:
+        lines.add(
+            "local_list = tl.program_id(0) // n_tiles",
+            "head = first_head + local_list * sharing",
+            "which_list = local_list.to(tl.int64)",
+        )
+    else:
+        lines.add(
+            "local_head = tl.program_id(0) // n_tiles",
+            "head = first_head + local_head",
+            "which_list = (local_head // sharing).to(tl.int64)",
+        )
     lines.add(
-        "local_head = tl.program_id(0) // n_tiles",
-        "head = first_head + local_head",
         "own = tl.program_id(0) % n_tiles",
-        "which_list = (local_head // sharing).to(tl.int64)",
         "list_order = entry_order + which_list * entries",
     )
 
@@ -113,30 +132,40 @@ def write_gathered_place(lines: Lines, plan: KernelPlan, columns_first: bool) ->
             f"last_entry = tl.where(start_n < {LIMIT}, last_entry, first_entry)",
         )
     if fact_nodes(plan):
-        _write_bounds(lines, "start_n" if columns_first else "column_first")
+        _write_bounds(lines, plan, "start_n" if columns_first else "column_first")
 
 
-def _write_bounds(lines: Lines, start: str) -> None:
+def _write_bounds(lines: Lines, plan: KernelPlan, start: str) -> None:
     """Positions of the first and last row and column: the entries of a block are in order."""
-    for name, entry in (("lo", "first_entry"), ("hi", "last_entry - 1")):
+    share = " // sharing" if plan.packs_heads else ""
+    for name, entry in (("lo", f"first_entry{share}"), ("hi", f"(last_entry - 1){share}")):
         load = f"tl.load(list_order + {entry}, mask=first_entry < last_entry, other=0)"
         lines.add(f"tile_q_{name} = first_row + {load} // slots + q_start")
     lines.add(f"tile_k_lo = {start} + k_start", f"tile_k_hi = {LIMIT} - 1 + k_start")
 
 
-def write_gathered_rows(lines: Lines, columns_first: bool, partial: bool) -> None:
-    """The rows of a tile; of a kernel that owns them also their entries."""
+def write_gathered_rows(lines: Lines, plan: KernelPlan, columns_first: bool, partial: bool) -> None:
+    """The rows of a tile; of a kernel that owns them also their entries. Where heads share a tile,
+    which member of its group each row is of: one that is there also for a row that is not."""
     start = "start_m" if columns_first else "first_entry"
     lines.add(f"entry_at = {start} + tl.arange(0, BLOCK_M)")
+    at = "entry_at"
+    if plan.packs_heads:
+        lines.add("member = entry_at % sharing")
+        at = "entry_at // sharing"
     if not partial:
-        lines.add(f"{PLACES} = first_row + tl.load(list_order + entry_at) // slots")
+        lines.add(f"{PLACES} = first_row + tl.load(list_order + {at}) // slots")
         return
     lines.add(
         "is_entry = entry_at < last_entry",
-        "entry = tl.load(list_order + entry_at, mask=is_entry, other=0)",
+        f"entry = tl.load(list_order + {at}, mask=is_entry, other=0)",
         f"{PLACES} = tl.where(is_entry, first_row + entry // slots, Nq)",
     )
-    if not columns_first:
+    if columns_first:
+        return
+    if plan.packs_heads:
+        lines.add(f"{SLOTS} = tl.where(is_entry, member * entries + entry, sharing * entries)")
+    else:
         lines.add(f"{SLOTS} = tl.where(is_entry, entry, entries)")
 
 

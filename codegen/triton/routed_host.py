@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from attndsl.ir.nodes import is_const
+from attndsl.plan.configs import NARROWEST, least_columns
 from attndsl.plan.kernel_plan import Config, KernelPlan
 
 from .. import host
@@ -12,12 +14,16 @@ from ..lines import Lines
 from ..scope import tensor_name
 from .kernel import Kernel
 from .routed import routed_plan
+from .routed_merge import few_name
 
 FEW_ROWS = 16  # the least that a matrix instruction takes
 FEW_WARPS = 4
+PARTS = "routed_parts"  # parts of lists that are needed again, with their entries sorted
 
 FUNCTIONS = '''\
 ROUTED_BYTES = 2**30  # of what one launch computes for all entries of lists
+MOST_PROGRAMS = 2**31 - 1  # of one launch
+FEW_MERGED = 2**13  # rows of all heads: tiles of more of them keep a device busy
 
 
 def attn_block_count(offset, length, columns):
@@ -26,13 +32,19 @@ def attn_block_count(offset, length, columns):
     return -(-(shift + length) // columns)
 
 
-def attn_list_parts(lists, width):
+def attn_width(columns, narrowest, widest):
+    """The width of tiles for blocks of so many columns: a power of two, no more than they need."""
+    return max(min(1 << (columns - 1).bit_length(), widest), narrowest)
+
+
+def attn_list_parts(lists, width, programs):
     """Parts of lists [which, rows, slots] whose entries, `width` floats each, fit ROUTED_BYTES:
-    the first list and the first row of each part, and the part."""
+    the first list and the first row of each part, and the part. A list of a part may take as many
+    programs."""
     count, rows, slots = lists.shape
     room = ROUTED_BYTES // (4 * width)
     at_once = min(max(room // max(slots, 1), 1), rows)
-    together = max(room // max(slots * rows, 1), 1)
+    together = max(min(room // max(slots * rows, 1), MOST_PROGRAMS // max(programs, 1)), 1)
     for which in range(0, count, together):
         for row in range(0, rows, at_once):
             yield which, row, lists[which : which + together, row : row + at_once]
@@ -73,63 +85,101 @@ def attn_entry_tiles(starts, entries, size):
 
 
 def write_lists_of_blocks(lines: Lines, plan: KernelPlan) -> None:
-    """Sets `lists`, one after the other, `sharing`, `block_columns` and `n_blocks`."""
-    routed = plan.program.routed
-    assert routed is not None
+    """Sets `lists`, one after the other; `sharing`, the heads that have the same list; and
+    `packed`, how many of them share a tile; `block_columns` and `n_blocks`."""
+    routed, gathered = plan.program.routed, plan.routed
+    assert routed is not None and gathered is not None
     scope = host.HostScope(plan, "row")
     (columns,) = scope.printer.write(lines, routed.columns)
     lines.add(
         f"lists = {tensor_name(routed.lists)}.flatten(0, 1)",
         f"sharing = {'size_G' if routed.per_group else '1'}",
+        f"packed = {'sharing' if gathered.packs_heads else '1'}",
         "slots = lists.shape[2]",
         f"block_columns = min(max(int({columns}), 1), 2**30)",
         "n_blocks = attn_block_count(k_offset, size_Nk, block_columns)",
     )
 
 
-def write_tile_size(lines: Lines, config: Config) -> None:
-    """Sets `tile_rows` and `warps`: a tile is small where blocks have few entries."""
+def write_tile_size(lines: Lines, routed: KernelPlan, config: Config) -> None:
+    """Sets `tile_rows` and `warps`: a tile is small where blocks have few rows; and `tile_columns`:
+    it is as wide as a block, if that is not too wide."""
     few, warps = min(FEW_ROWS, config.block_m), min(FEW_WARPS, config.num_warps)
     lines.add(
-        f"is_sparse = size_Nq * slots < {FEW_ROWS} * n_blocks or size_Nq < {FEW_ROWS}",
+        f"is_sparse = size_Nq * packed * min(slots, n_blocks) <= {FEW_ROWS} * n_blocks",
         f"tile_rows, warps = ({few}, {warps}) if is_sparse "
         f"else ({config.block_m}, {config.num_warps})",
+        f"tile_columns = {width_text(routed, config, NARROWEST)}",
     )
 
 
+def width_text(routed: KernelPlan, config: Config, narrowest: int) -> str:
+    """The text of how wide tiles are; a number where the size of a block is known before."""
+    assert routed.gathered is not None
+    if is_const(routed.gathered.columns) or config.block_n <= narrowest:
+        return str(config.block_n)
+    return f"attn_width(block_columns, {narrowest}, {config.block_n})"
+
+
 @contextmanager
-def each_part(lines: Lines, width: str) -> Iterator[None]:
-    """A loop over parts of the lists; `width` is the text of how many floats an entry has."""
-    with lines.block(
-        f"for first_list, first_row, part in attn_list_parts(lists, sharing * ({width})):"
-    ):
-        lines.add(
-            "entry_blocks, entry_order, block_starts = attn_sorted_entries(part, n_blocks)",
-            "entries, n_rows = entry_order.shape[1], part.shape[1]",
-            "first_head, n_heads = first_list * sharing, len(part) * sharing",
-        )
+def each_part(lines: Lines, width: str, programs: str, keeps: bool = False) -> Iterator[None]:
+    """A loop over parts of the lists; `width` is the text of how many floats an entry has,
+    `programs` that of how many programs a head may take. `keeps`: `each_kept_part` comes after."""
+    parts = f"attn_list_parts(lists, sharing * ({width}), sharing * ({programs}))"
+    if keeps:
+        lines.add(f"{PARTS} = []")
+    with lines.block(f"for first_list, first_row, part in {parts}:"):
+        lines.add("entry_blocks, entry_order, block_starts = attn_sorted_entries(part, n_blocks)")
+        if keeps:
+            kept = "first_list, first_row, part, entry_blocks, entry_order, block_starts"
+            lines.add(f"{PARTS}.append(({kept}))")
+        _write_part(lines)
         yield
 
 
-def write_tiles(lines: Lines) -> None:
-    """The tiles of the kernels that own entries."""
+@contextmanager
+def each_kept_part(lines: Lines) -> Iterator[None]:
+    """The same loop once more, without the sorting."""
+    kept = "first_list, first_row, part, entry_blocks, entry_order, block_starts"
+    with lines.block(f"for {kept} in {PARTS}:"):
+        _write_part(lines)
+        yield
+    lines.add(f"del {PARTS}")
+
+
+def _write_part(lines: Lines) -> None:
+    """Sizes of a part, and its tiles; heads that share a tile have an entry each."""
     lines.add(
-        "entry_tiles = attn_entry_tiles(block_starts, entries, tile_rows)",
+        "entries, n_rows = entry_order.shape[1], part.shape[1]",
+        "first_head, n_heads = first_list * sharing, len(part) * sharing",
+        "block_starts = block_starts * packed",
+        "entry_tiles = attn_entry_tiles(block_starts, entries * packed, tile_rows)",
         "n_tiles = entry_tiles.shape[1]",
     )
 
 
-def launch(lines: Lines, kernel: Kernel, count: str, is_sized: bool = False) -> None:
-    """A launch for all heads of a part; `is_sized`: the tiles have `tile_rows`."""
-    lines.add(f"programs = n_heads * {count}")
-    rows, warps = ("tile_rows", "warps") if is_sized else ("", "")
+def launch(
+    lines: Lines, kernel: Kernel, count: str, sizes: tuple[str, str, str] = ("", "", "")
+) -> None:
+    """A launch for all heads of a part, which those that share tiles take together; `sizes` are
+    the texts of the rows and columns of a tile and of the warps that the host chooses."""
+    lines.add(f"programs = n_heads // packed * {count}")
+    rows, columns, warps = sizes
     with lines.block("if programs > 0:"), lines.block("with attn_device(query):"):
-        kernel.arguments.write_launch(lines, "programs", block_m=rows, num_warps=warps)
+        kernel.arguments.write_launch(lines, "programs", None, rows, columns, warps)
 
 
-def launch_slots(lines: Lines, kernel: Kernel) -> None:
-    """The launch of a kernel that owns rows."""
-    launch(lines, kernel, f"(-(-n_rows // {kernel.arguments.config.block_m}))")
+SIZED = ("tile_rows", "tile_columns", "warps")
+
+
+def launch_slots(lines: Lines, kernels: dict[str, Kernel], name: str) -> None:
+    """The launch of a kernel that owns rows, by how many there are."""
+    for header, is_spread in (("if n_heads * n_rows <= FEW_MERGED:", True), ("else:", False)):
+        kernel = kernels[few_name(name, is_spread)]
+        with lines.block(header):
+            lines.add(f"programs = n_heads * -(-n_rows // {kernel.arguments.config.block_m})")
+            with lines.block("if programs > 0:"), lines.block("with attn_device(query):"):
+                kernel.arguments.write_launch(lines, "programs")
 
 
 def write_routed_forward(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) -> None:
@@ -137,14 +187,13 @@ def write_routed_forward(lines: Lines, plan: KernelPlan, kernels: dict[str, Kern
     routed = routed_plan(plan)
     assert routed is not None
     write_lists_of_blocks(lines, plan)
-    write_tile_size(lines, routed.forward)
-    with each_part(lines, "size_Dv + 1"):
-        write_tiles(lines)
+    write_tile_size(lines, routed, routed.forward)
+    with each_part(lines, "size_Dv + 1", "size_Nq * slots"):
         lines.add(f"entry_out = {made('(n_heads, entries, size_Dv)')}")
         if plan.form != "elementwise":
             lines.add(f"entry_stat = {made('(n_heads, entries)')}")
-        launch(lines, kernels["routed_forward"], "n_tiles", is_sized=True)
-        launch_slots(lines, kernels["routed_merge"])
+        launch(lines, kernels["routed_forward"], "n_tiles", SIZED)
+        launch_slots(lines, kernels, "routed_merge")
 
 
 def write_routed_backward(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) -> None:
@@ -155,10 +204,13 @@ def write_routed_backward(lines: Lines, plan: KernelPlan, kernels: dict[str, Ker
     rows = numbers_of(dq, "row_adjoint_")
     tables = numbers_of(dq, "largest_")
     write_lists_of_blocks(lines, plan)
-    write_tile_size(lines, routed.backward_dq)
-    lines.add(f"n_parts = -(-min(block_columns, size_Nk) // {routed.backward_dkv.block_n})")
-    with each_part(lines, f"size_D + {len(rows)}"):
-        write_tiles(lines)
+    write_tile_size(lines, routed, routed.backward_dq)
+    lines.add(
+        f"own_columns = {width_text(routed, routed.backward_dkv, least_columns(plan.request))}",
+        "n_parts = -(-min(block_columns, size_Nk) // own_columns)",
+    )
+    width, programs = f"size_D + {len(rows)}", "max(n_blocks * n_parts, size_Nq * slots)"
+    with each_part(lines, width, programs, "routed_backward_tables" in kernels):
         lines.add(f"entry_grad_query = {made('(n_heads, entries, size_D)')}")
         for number in rows:
             zeros = made("(n_heads, entries)", "zeros")
@@ -166,8 +218,8 @@ def write_routed_backward(lines: Lines, plan: KernelPlan, kernels: dict[str, Ker
         for number in tables:
             zeros = made("max(n_heads * n_tiles, 1)", "zeros")
             lines.add(f"entry_largest_{number} = {zeros}")
-        launch(lines, dq, "n_tiles", is_sized=True)
-        launch_slots(lines, kernels["routed_add_query"])
+        launch(lines, dq, "n_tiles", SIZED)
+        launch_slots(lines, kernels, "routed_add_query")
         for number in rows:
             lines.add(
                 f"row_adjoint_{number}.flatten(0, 1)"
@@ -179,16 +231,15 @@ def write_routed_backward(lines: Lines, plan: KernelPlan, kernels: dict[str, Ker
                 f"largest_{number} = torch.maximum(largest_{number}, entry_largest_{number}.amax())"
             )
         if "routed_backward_dots" in kernels:
-            launch(lines, kernels["routed_backward_dots"], "n_tiles", is_sized=True)
-            launch_slots(lines, kernels["routed_add_query"])
-        launch(lines, dkv, "n_blocks * n_parts")
+            launch(lines, kernels["routed_backward_dots"], "n_tiles", SIZED)
+            launch_slots(lines, kernels, "routed_add_query")
+        launch(lines, dkv, "n_blocks * n_parts", ("", "own_columns", ""))
 
 
 def write_routed_tables(lines: Lines, kernels: dict[str, Kernel]) -> None:
     """Adds to the sums of tensors that are looked up pair by pair."""
-    with each_part(lines, "size_D"):
-        write_tiles(lines)
-        launch(lines, kernels["routed_backward_tables"], "n_tiles", is_sized=True)
+    with each_kept_part(lines):
+        launch(lines, kernels["routed_backward_tables"], "n_tiles", SIZED)
 
 
 def numbers_of(kernel: Kernel, prefix: str) -> list[str]:

@@ -16,6 +16,7 @@ from ..lines import Lines
 from .boxes import coordinate_name
 from .integers import NARROW_DTYPES, WIDE_DTYPES, Integers
 
+ROW_INDICES = frozenset("q")
 LEVELS = ("program", "row", "column", "pair")
 SUMS = ("add", "sub", "neg")
 AXIS = POSITION  # no axis of a tensor is longer
@@ -24,12 +25,13 @@ SMALLEST_NORMAL = 2.0**-126
 LARGEST = (2.0 - 2.0**-23) * 2.0**127
 
 
-def level_of(node: Node) -> str:
-    """The outermost place where a value can be computed; `d` counts as a column of the output."""
+def level_of(node: Node, rows: frozenset[str] = ROW_INDICES) -> str:
+    """The outermost place where a value can be computed; `d` counts as a column of the output.
+    `rows` are the indices that differ from row to row (`KernelPlan.row_indices`)."""
     varies = node.varies
     if varies & {"score", "out"}:
         return "pair"
-    row, column = "q" in varies, bool(varies & {"k", "d"})
+    row, column = bool(varies & rows), bool(varies & {"k", "d"})
     if row and column:
         return "pair"
     return "row" if row else "column" if column else "program"
@@ -51,7 +53,7 @@ def float32(value: float) -> float:
     return value if len(repr(value)) <= len(repr(rounded)) else rounded
 
 
-def normalised(root: Node, ranges: Ranges) -> Node:
+def normalised(root: Node, ranges: Ranges, rows: frozenset[str] = ROW_INDICES) -> Node:
     """The expression with constants that float32 can hold, sums of ints with what varies with rows
     and what varies with columns added up apart, and indices that fit int32 where that can be.
 
@@ -63,11 +65,11 @@ def normalised(root: Node, ranges: Ranges) -> Node:
         if node.op == "const":
             return constant(float32(node.value)) if node.kind == "float" else node
         if node.op in ("lookup", "dot"):
-            args = tuple(narrowed(arg, ranges) for arg in args)
+            args = tuple(narrowed(arg, ranges, rows) for arg in args)
         if args != node.args:
             node = make(node.op, *args, attr=node.attr, kind=node.kind)
-        if node.kind == "int" and node.op in SUMS and level_of(node) == "pair":
-            parts = [total(part) for part in parts_of_sum(node)]
+        if node.kind == "int" and node.op in SUMS and level_of(node, rows) == "pair":
+            parts = [total(part) for part in parts_of_sum(node, rows)]
             return total([part for part in parts if part]) or node
         return node
 
@@ -86,20 +88,22 @@ def decisive(root: Node) -> set[Node]:
 Term = tuple[int, Node]  # a sign and what it stands before
 
 
-def parts_of_sum(node: Node) -> tuple[list[Term], list[Term], list[Term]]:
+def parts_of_sum(
+    node: Node, rows: frozenset[str] = ROW_INDICES
+) -> tuple[list[Term], list[Term], list[Term]]:
     """The terms of an int sum that do not vary with columns; with columns alone; with both."""
     parts: tuple[list[Term], list[Term], list[Term]] = ([], [], [])
     waiting = [(1, node)]
     while waiting:
         sign, term = waiting.pop()
-        if term.op in SUMS and level_of(term) == "pair":
+        if term.op in SUMS and level_of(term, rows) == "pair":
             if term.op == "neg":
                 waiting.append((-sign, term.args[0]))
             else:
                 waiting.append((-sign if term.op == "sub" else sign, term.args[1]))
                 waiting.append((sign, term.args[0]))
         else:
-            parts[{"column": 1, "pair": 2}.get(level_of(term), 0)].append((sign, term))
+            parts[{"column": 1, "pair": 2}.get(level_of(term, rows), 0)].append((sign, term))
     return parts
 
 
@@ -116,18 +120,18 @@ def total(terms: Sequence[Term | Node]) -> Node | None:
     return result
 
 
-def narrowed(index: Node, ranges: Ranges) -> Node:
+def narrowed(index: Node, ranges: Ranges, rows: frozenset[str] = ROW_INDICES) -> Node:
     """An index that is the same within any axis and outside all of them elsewhere, and fits int32.
 
     Of X + Y with |Y| <= 2^29, X may be cut to -2^29 - 1 .. 2^30, as no axis is longer than 2^29.
     """
-    if index.op not in SUMS or level_of(index) != "pair":
+    if index.op not in SUMS or level_of(index, rows) != "pair":
         return index
-    rows, columns, pairs = parts_of_sum(index)
+    outer, columns, pairs = parts_of_sum(index, rows)
     if pairs or fits(ranges.of(index), INT32):
         return index
     # Where both parts have terms: the row part and the column part, each with its sign inside.
-    x, y = total(rows), total(columns)
+    x, y = total(outer), total(columns)
     if x is None or y is None:
         return index
     for cut, other in ((x, y), (y, x)):
@@ -168,7 +172,7 @@ class Values:
         if node not in self._normalised:
             grid = self.plan.grid
             whole = node if grid is None else coordinated(grid, node, within_lookups=True)
-            self._normalised[node] = normalised(whole, self._ranges)
+            self._normalised[node] = normalised(whole, self._ranges, self.plan.row_indices)
             self._exact |= decisive(self._normalised[node])
         found = self._normalised[node]
         for below in find(found, "const"):
@@ -177,9 +181,13 @@ class Values:
                 self.printer.names[below] = f"tl.cast({held_in_int64(int(below.value))}, tl.int64)"
         return found
 
+    def level(self, node: Node) -> str:
+        """The outermost place where a value can be computed."""
+        return level_of(node, self.plan.row_indices)
+
     def place(self, node: Node) -> int:
         """The depth at which a value is computed."""
-        return self.order.index(level_of(node))
+        return self.order.index(self.level(node))
 
     def define(self, lines: Lines, level: str, roots: Iterable[Node]) -> None:
         """Assigns the values of a level that the roots need further in."""
@@ -239,7 +247,7 @@ class Values:
         text = f"attn_lookup_{self.pattern(node)}({call})"
         if node.kind == "float":
             return f"{text}.to(tl.float32)"
-        if node.kind == "bool" and level_of(node) == "program":
+        if node.kind == "bool" and self.level(node) == "program":
             return f"attn_truth({text})"
         if node.kind == "int" and self.integers.dtype(node.name) in NARROW_DTYPES:
             return f"{text}.to(tl.int32)"
@@ -258,8 +266,8 @@ class Values:
         letters = ""
         for index, dim in zip(node.args, self.plan.program.tensor(node.name).dims, strict=False):
             if (index.attr, dim.attr) in (("b", "B"), ("h", "H")) and index.op == "index":
-                letters += "u"
-            elif level_of(index) == "program":
+                letters += "v" if index.attr in self.plan.row_indices else "u"
+            elif self.level(index) == "program":
                 letters += "p"
             else:
                 letters += "w" if self.integers.is_wide(index) else "n"
@@ -298,7 +306,7 @@ class Values:
         if node.op == "pow" and is_const(node.args[1], 2.0):
             return Spelling("attn_square({0})", ATOM, (TEST, TEST))
         spelling = table_spelling("triton", node)
-        if node.op in TESTS and level_of(node) == "program":
+        if node.op in TESTS and self.level(node) == "program":
             return Spelling(f"attn_truth({spelling.template})", ATOM, spelling.slots)
         if node.kind == "int" and node.op != "bool_to_int" and self.integers.must_be_cast(node):
             first = 1 if node.op == "where" else 0

@@ -293,12 +293,20 @@ def test_results_and_gradients(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "room"), [("groups of three", 9000), ("tables", 3000), ("sink and gate", 9000)]
+    ("name", "room"),
+    [
+        ("groups of three", 9000),
+        ("tables", 3000),
+        ("sink and gate", 9000),
+    ],
 )
 def test_parts_of_lists(monkeypatch: pytest.MonkeyPatch, name: str, room: int) -> None:
     """Launches for a few lists, and for a few rows of one, give the same."""
+    check_parts(monkeypatch, CASES[name], room)
+
+
+def check_parts(monkeypatch: pytest.MonkeyPatch, case: Case, room: int) -> None:
     module_of = cache.module_of
-    case = CASES[name]
     seen: list[Any] = []
 
     def with_little_room(*arguments: Any) -> Any:
@@ -310,15 +318,36 @@ def test_parts_of_lists(monkeypatch: pytest.MonkeyPatch, name: str, room: int) -
     monkeypatch.setattr(cache, "module_of", with_little_room)
     check(case)
     lists = lists_of(case).flatten(0, 1)
-    parts = [part for *_, part in seen[0].attn_list_parts(lists, 16)]
+    parts = [part for *_, part in seen[0].attn_list_parts(lists, 16, 1)]
     assert sum(part.numel() for part in parts) == lists.numel() and len(parts) > 1
     assert all(part.numel() * 16 * 4 <= max(room, 16 * 4 * case.slots) for part in parts)
 
 
+def test_launches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, *_ = module_for(CASES["plain"])
+    lists = torch.zeros((7, 4, 2), dtype=torch.int32)
+    monkeypatch.setattr(module, "MOST_PROGRAMS", 100)
+    parts = list(module.attn_list_parts(lists, 16, 30))
+    assert [(first, len(part)) for first, _, part in parts] == [(0, 3), (3, 3), (6, 1)]
+    assert len(list(module.attn_list_parts(lists, 16, 1000))) == 7
+
+
+def test_tiles_are_as_wide_as_blocks() -> None:
+    module, *_ = module_for(CASES["plain"])
+    widths = [module.attn_width(n, 16, 128) for n in (1, 16, 17, 64, 100, 128, 129, 2**30)]
+    assert widths == [16, 16, 32, 64, 128, 128, 128, 128]
+
+
 def test_results_are_the_same_bits_each_time() -> None:
-    program = program_of(CASES["plain"])
-    inputs = [x.float().requires_grad_() for x in inputs_of(CASES["plain"])]
-    results = [run(program, CASES["plain"], *inputs) for _ in range(2)]
+    check_repeats(CASES["plain"])
+
+
+def check_repeats(case: Case) -> None:
+    program = program_of(case)
+    inputs = [x.float().requires_grad_() for x in inputs_of(case)]
+    given = {n: cast(x, torch.float32) for n, x in case.arguments.items()}
+    inputs += [x.requires_grad_() for x in given.values() if x.is_floating_point()]
+    results = [run(program, case, *inputs[:3], **given) for _ in range(2)]
     grads = [torch.autograd.grad(out.square().sum(), inputs) for out, _ in results]
     assert torch.equal(results[0][0], results[1][0])
     assert all(torch.equal(x, y) for x, y in zip(*grads, strict=True))
@@ -429,17 +458,25 @@ def test_nothing_waits_for_the_device(
     record(monkeypatch, program_of(case), inputs_of(case), arguments, per_batch)
 
 
-@pytest.mark.parametrize("rows", [0, 16], ids=["dense", "sparse"])
-def test_gathered_kernels_compile(rows: int) -> None:
-    """Both sizes of tiles for Hopper: the larger ones keep wgmma, and nothing spills."""
+@pytest.mark.parametrize(
+    ("rows", "width"), [(0, 0), (16, 0), (0, 16)], ids=["dense", "sparse", "narrow"]
+)
+def test_gathered_kernels_compile(rows: int, width: int) -> None:
+    """The sizes of tiles for Hopper: the higher ones keep wgmma, and nothing spills."""
     case = Case(columns=64, per_group=True, sizes=(1, 2, 1, 33, 33, 64, 64))
     _, program, request = module_for(case, "sm_90")
     decided, generator = plan(program, request), load("attndsl.codegen", "triton")
     kernels = [k for k in generator.kernels(decided) if k.name.startswith("routed_")]
+    sized = ("routed_forward", "routed_backward_dq")
     if rows:
-        sized = ("routed_forward", "routed_backward_dq")
         kernels = [
             replace(k, constants={**k.constants, "BLOCK_M": rows}, num_warps=4)
+            for k in kernels
+            if k.name in sized
+        ]
+    if width:
+        kernels = [
+            replace(k, constants={**k.constants, "BLOCK_N": width})
             for k in kernels
             if k.name in sized
         ]

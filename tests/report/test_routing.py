@@ -133,8 +133,19 @@ def test_lists_are_told_and_counted() -> None:
     computed = re.search(r"(\d+) tiles of (\d+) rows, in each (\d+) steps? of (\d+) keys", counted)
     assert computed is not None
     pairs = prod(int(number) for number in computed.groups())
-    assert f"{pairs / 1e3:.3g} k pairs computed, {pairs * 64 / 1e6:.3g} MFLOP" in counted
+    assert f"{pairs / 1e3:.3g} k pairs computed, {pairs * 64 / 1e3:.3g} kFLOP" in counted
     assert "at most" not in counted
+
+
+def test_heads_of_a_group_are_rows_of_a_tile() -> None:
+    text = MOBA.replace("k // block]", "k // block] per group").replace("i // block", "1000")
+    text = text[: text.index("mask")] + "mask routed\n"
+    attention = attndsl.compile(text=text)
+    query, key = inputs_of(Sizes(heads=6, kv_heads=2, nq=19, nk=64, head_dim=16))
+    lists = attention.select(query, key).flatten(0, 1)
+    counts = [int((chosen == j).sum()) for chosen in lists for j in range(8)]
+    told = section(explain(attention, query=query, key=key), "attending")
+    assert f"{sum(-(-3 * count // 16) for count in counts)} tiles of 16 rows" in told
 
 
 def test_nothing_but_lists() -> None:
