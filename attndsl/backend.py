@@ -65,3 +65,14 @@ class Generator(Protocol):
 def load(package: str, name: str) -> Generator:
     """The generator `name` ("triton", "torch") of a package such as "attndsl.codegen"."""
     return cast(Generator, importlib.import_module(f"{package}.{name}"))
+
+
+class FixedText(Protocol):
+    """A module of a package that is the same for all programs, as text."""
+
+    TEXT: str
+
+
+def load_text(package: str, name: str) -> str:
+    """The text of the fixed module `name` ("triton.choosing") of a package."""
+    return cast(FixedText, importlib.import_module(f"{package}.{name}")).TEXT

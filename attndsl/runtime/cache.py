@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from attndsl.backend import load
+from attndsl.backend import load, load_text
 from attndsl.ir.program import Program
 from attndsl.plan.kernel_plan import Request
 
@@ -31,6 +31,7 @@ GENERATORS = "attndsl.codegen"
 SEAL = "# attndsl sha256 "
 
 LOADED: dict[tuple[str, Request], types.ModuleType] = {}
+FIXED: dict[str, types.ModuleType] = {}
 LOCK = threading.RLock()
 
 
@@ -73,6 +74,22 @@ def generate(program: Program, request: Request) -> str:
 
     COUNTERS.generated += 1
     return load(GENERATORS, request.backend).emit(plan(program, request))
+
+
+def fixed_module(name: str) -> types.ModuleType:
+    """The module attndsl.codegen.<name> gives the text of, the same for all programs."""
+    module = FIXED.get(name)
+    if module is None:
+        with LOCK:
+            module = FIXED.get(name)
+            if module is None:
+                data = seal(load_text(GENERATORS, name))
+                key = hashlib.sha256(data).hexdigest()
+                path = directory() / f"{name.replace('.', '_')}_{key[:24]}.py"
+                if read_sealed(path) != data:
+                    path = write_atomically(path, data)
+                module = FIXED[name] = load_module(path, data)
+    return module
 
 
 def key_of(handle: str, program: Program, request: Request) -> str:
@@ -245,3 +262,4 @@ def forget() -> None:
     """Drop the modules of this process, so that the next call reads them from disk again."""
     with LOCK:
         LOADED.clear()
+        FIXED.clear()

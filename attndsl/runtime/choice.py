@@ -1,6 +1,7 @@
 """Choosing: the tensors that a call's selects become, from its queries and keys.
 
-Ranks are held for some blocks of queries at a time, and computed where `where` may hold alone.
+Ranks are held for some blocks of queries at a time, and computed where `where` may hold alone; on a
+GPU, where one kernel can choose (`choice_fused.py`), they are not held at all.
 Nothing waits for the device, and no shape depends on what is chosen, except in `public_list`.
 """
 
@@ -21,6 +22,7 @@ from attndsl.ir.program import Select
 from attndsl.reference import Number
 from attndsl.runtime.arguments import describe
 from attndsl.runtime.choice_blocks import Axis, Count, first_block
+from attndsl.runtime.choice_fused import Fused
 from attndsl.runtime.choice_keep import (
     NONE,
     best_columns,
@@ -38,7 +40,7 @@ from attndsl.runtime.choice_numbers import (
 )
 from attndsl.runtime.choice_ranks import Evaluation, Inputs
 
-MOST_RANKS = 1 << 24  # held at once
+MOST_RANKS = 1 << 25  # held at once: about 1 GB, with what is made of them
 MOST_RANKS_CPU = 1 << 19  # there they should stay in a cache
 LEAST_RANKS = 1 << 21  # of which a device takes as long for an operation as to launch it
 MOST_LISTED = 1 << 22  # entries of lists that are looked at, at once
@@ -118,6 +120,10 @@ def lists_of(choosing: Choosing) -> Tensor:
             numbers = given_numbers(choosing, evaluation, rows)
             lists[:, :, rows, : numbers.shape[-1]] = numbers.to(torch.int32)
         return lists
+    fused = Fused.of(choosing.select, evaluation, choosing.most_kept)
+    if fused is not None:
+        fused.write(lists)
+        return lists
     beyond = choosing.columns.count
     for rows, columns in rectangles(choosing):
         keys = keys_of(*ranked(choosing, evaluation, rows, columns), columns.start)
@@ -150,6 +156,10 @@ def tables_of(choosing: Choosing) -> tuple[Tensor, Tensor]:
         for rows in pieces(choosing, list_width(choosing) + wide):
             numbers = given_numbers(choosing, evaluation, rows)
             table[:, :, rows] = marked(numbers, wide)
+    elif Fused.of(choosing.select, evaluation, choosing.most_kept) is not None:
+        lists = lists_of(choosing)  # one choice in both forms, also where rounding decides it
+        for rows in pieces(choosing, list_width(choosing) + wide):
+            table[:, :, rows] = marked(lists[:, :, rows].to(torch.int64), wide)
     else:
         for rows, columns in rectangles(choosing):
             kept = kept_blocks(choosing, evaluation, rows, columns)
@@ -195,6 +205,8 @@ def rectangles(choosing: Choosing) -> Iterator[tuple[slice, slice]]:
     """Blocks of queries with the blocks of keys that may be candidates; none that has none."""
     inputs, count = choosing.inputs, choosing.rows.count
     most, least = (MOST_RANKS, LEAST_RANKS)
+    if choosing.select.keep != "above" and choosing.most_kept is None:
+        most //= 2  # to sort them takes twice the memory
     if inputs.device.type == "cpu":
         most, least = (MOST_RANKS_CPU, 0)
     across = inputs.sizes["B"] * inputs.sizes["H"] * choosing.columns.count

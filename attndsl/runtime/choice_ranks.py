@@ -20,6 +20,7 @@ from attndsl.runtime.choice_totals import Product, products_of
 
 MOST_TERMS = 1 << 25  # of a sum over d that is no product of matrices, at once
 MOST_TERMS_CPU = 1 << 22  # there they should stay in a cache
+AS_FLOAT32 = (torch.float16, torch.bfloat16, torch.float32)  # what is read as such, unrounded
 FAST_FLOAT64 = ((8, 0), (9, 0), (10, 0))  # compute capabilities
 
 
@@ -173,6 +174,26 @@ class Evaluation:
         if of_query:
             return torch.unflatten(found, 1, self.heads).unsqueeze(4)
         return found[:, :, None, None]
+
+    def in_place(self, node: Node) -> Tensor | None:
+        """The queries or keys [B, H or Hk, N, D] that a node is, row by row; None where it is none,
+        or where they have to be converted to be read as float32."""
+        if node.op != "pooled":
+            return None
+        of_query = node.name.startswith("query")
+        axis = self.rows if of_query else self.columns
+        source = self.inputs.query if of_query else self.inputs.key
+        return source if axis.block == 1 and source.dtype in AS_FLOAT32 else None
+
+    def vectors(self, node: Node, rows: slice, columns: slice) -> Tensor:
+        """A vector of rows or of columns: [B, Hk, G, I, J, D], dimensions of 1 where it does not
+        vary, but the last one is D; float32, or queries or keys in place as they are."""
+        source = self.in_place(node)
+        if source is None:
+            return self._wide(node, rows, columns).to(torch.float32)
+        if node.name.startswith("query"):
+            return torch.unflatten(source[:, :, rows], 1, self.heads).unsqueeze(4)
+        return source[:, :, None, None, columns]
 
     # Tables
 

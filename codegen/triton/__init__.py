@@ -60,7 +60,8 @@ def write_kernels(plan: KernelPlan) -> tuple[dict[str, Kernel], list[str]]:
         kernels.append(Delta(plan))
     kernels += adjoint_kernels(plan)
     if routed is not None:
-        kernels += [Forward(routed), Merge(plan), *adjoint_kernels(routed), AddQuery(plan)]
+        kernels += [Forward(routed), Merge(plan), Merge(plan, is_spread=True)]
+        kernels += [*adjoint_kernels(routed), AddQuery(plan), AddQuery(plan, is_spread=True)]
     texts = [kernel.write() for kernel in kernels]
     return {kernel.arguments.name: kernel for kernel in kernels}, texts
 
