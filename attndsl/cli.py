@@ -323,7 +323,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _emit(options: argparse.Namespace) -> int:
-    from attndsl.report.compile import KernelError
+    from attndsl.report.compiled.compile import KernelError
     from attndsl.report.emit import Wish, emit
 
     wish = Wish(
@@ -389,9 +389,9 @@ def _run(options: argparse.Namespace) -> int:
 
 def _explain(options: argparse.Namespace) -> int:
     from attndsl.report.arguments import random_parameters
+    from attndsl.report.choices.call import shown_call
     from attndsl.report.explain import describe
     from attndsl.report.requests import target_here
-    from attndsl.report.routed_call import shown_call
 
     attention, sizes = _load(options), _sizes(options)
     drawn = random_parameters(attention.program, sizes, dict(options.set), seed=options.seed)
@@ -404,8 +404,8 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from attndsl.report.cells import Wish
-    from attndsl.report.picture import draw_file, show
+    from attndsl.report.pictures.cells import Wish
+    from attndsl.report.pictures.picture import draw_file, show
 
     attention, sizes = _load(options), _sizes(options)
     wish = Wish(options.block, options.head, options.plain)
@@ -419,8 +419,8 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _diff(options: argparse.Namespace) -> int:
-    from attndsl.report.difference import compare_files
-    from attndsl.report.verdict import describe
+    from attndsl.report.differences.difference import compare_files
+    from attndsl.report.differences.verdict import describe
 
     sizes = {name: getattr(options, option) for name, option in SIZE_OPTIONS.items()}
     found = compare_files(
@@ -437,7 +437,7 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from attndsl.report.bench import SUITES, measure
+    from attndsl.report.bench.suites import SUITES, measure
 
     names = [options.suite] if options.suite else list(SUITES)
     reports = [measure(name, options.lengths, options.device) for name in names]

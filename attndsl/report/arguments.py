@@ -12,8 +12,8 @@ from attndsl.diagnostics import ArgumentError, did_you_mean
 from attndsl.ir.nodes import Node, find
 from attndsl.ir.program import Program, Scalar, Select, Tensor
 from attndsl.ir.text import roots
-from attndsl.runtime.choice_blocks import block_count
-from attndsl.runtime.choice_numbers import block_sizes
+from attndsl.runtime.choosing.blocks import block_count
+from attndsl.runtime.choosing.numbers import block_sizes
 from attndsl.runtime.dims import compute_dim
 
 Number = bool | int | float

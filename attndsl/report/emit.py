@@ -85,7 +85,7 @@ def whole(text: str, wish: Wish) -> Emitted:
 
 def compiled(plan: KernelPlan, wish: Wish) -> Emitted:
     """A stage of Triton's own compilation."""
-    from attndsl.report.compile import compile_kernels, without_locations
+    from attndsl.report.compiled.compile import compile_kernels, without_locations
 
     kernels = compile_kernels(plan, kernel=wish.kernel)
     if wish.stage == "resources":

@@ -16,17 +16,17 @@ from attndsl.diagnostics import ArgumentError, Diagnostic
 from attndsl.ir.nodes import SCORE, Node, find, is_const
 from attndsl.ir.program import Program, Scalar
 from attndsl.plan.kernel_plan import KernelPlan
-from attndsl.report.boxes import box_example
-from attndsl.report.cost import preparation_lines
-from attndsl.report.formulas import formula
+from attndsl.report.choices.call import Shown, routed_part, shown_call
+from attndsl.report.choices.text import Routing, attending_lines, choosing_lines, select_lines
 from attndsl.report.kernels import has_tables, kernel_lines
-from attndsl.report.orders import order_lines, plan_of_call
-from attndsl.report.ranges import box_lines, loss_lines, proof_lines, range_lines
 from attndsl.report.requests import request_for, target_here
-from attndsl.report.routed_call import Shown, routed_part, shown_call
-from attndsl.report.routing import Routing, attending_lines, choosing_lines, select_lines
 from attndsl.report.table import figure, share
-from attndsl.report.visits import MOST_ERROR, UNKNOWN, Visits, table_of_tiles, visits_of
+from attndsl.report.tiles.boxes import box_example
+from attndsl.report.tiles.cost import preparation_lines
+from attndsl.report.tiles.formulas import formula
+from attndsl.report.tiles.orders import order_lines, plan_of_call
+from attndsl.report.tiles.ranges import box_lines, loss_lines, proof_lines, range_lines
+from attndsl.report.tiles.visits import MOST_ERROR, UNKNOWN, Visits, table_of_tiles, visits_of
 from attndsl.runtime.arguments import check_input
 from attndsl.runtime.dims import write_type
 from attndsl.runtime.order import Order

@@ -47,7 +47,7 @@ def check_file(
         return list(error.diagnostics)
     found = [warning for program in programs for warning in warnings_of(program)]
     if causal:
-        from attndsl.report.future import check_causal
+        from attndsl.report.differences.future import check_causal
 
         found += [d for program in programs if (d := check_causal(program, source)) is not None]
     return found

@@ -206,7 +206,7 @@ class Attention:
         of keys, rising, with -1 behind. A program with several selects gives a dict by name. It
         waits for the device where T depends on the ranks. Raises ArgumentError.
         """
-        from attndsl.runtime.choose import chosen_blocks, inputs_of
+        from attndsl.runtime.choosing.operator import chosen_blocks, inputs_of
 
         arguments.refuse_positional(more, "after query and key arguments are given by name")
         # Nothing is read of a value: the key stands for one.

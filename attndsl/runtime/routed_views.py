@@ -11,8 +11,8 @@ from torch import Tensor
 from attndsl.diagnostics import ArgumentError
 from attndsl.ir.program import Program
 from attndsl.runtime.arguments import Slot, check_input, input_sizes
-from attndsl.runtime.choice_ranks import Inputs
-from attndsl.runtime.choose import choosings, tables_added
+from attndsl.runtime.choosing.operator import choosings, tables_added
+from attndsl.runtime.choosing.ranks import Inputs
 from attndsl.runtime.dims import bind_dims
 from attndsl.runtime.operators import no_autocast
 from attndsl.runtime.views import View, view

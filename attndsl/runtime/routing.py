@@ -11,7 +11,9 @@ from torch import Tensor
 
 from attndsl.ir.program import Program
 from attndsl.runtime import operators
-from attndsl.runtime.choose import choose as operator  # an exported graph needs it registered
+from attndsl.runtime.choosing.operator import (
+    choose as operator,  # an exported graph needs it registered
+)
 from attndsl.transform import route
 from attndsl.transform.route import Form
 

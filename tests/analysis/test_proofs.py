@@ -12,7 +12,7 @@ from attndsl.analysis.proofs import AT_A_KEY, NO_LENGTHS, Proof, proofs_of
 from attndsl.analysis.ranges import solve_keys
 from attndsl.ir.nodes import FALSE, chosen, substitute
 from attndsl.ir.program import Program
-from attndsl.report.search import trials
+from attndsl.report.differences.search import trials
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.attn"))
 

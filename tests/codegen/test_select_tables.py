@@ -18,7 +18,7 @@ from attndsl.backend import load
 from attndsl.ir.nodes import TRUE, Node, chosen, constant, index, make
 from attndsl.ir.program import Counted, Program, Select
 from attndsl.plan.planner import plan
-from attndsl.report.compile import Job, compile_jobs
+from attndsl.report.compiled.compile import Job, compile_jobs
 from attndsl.report.requests import request_for
 from attndsl.runtime import order
 from attndsl.runtime.attention import Attention

@@ -9,7 +9,7 @@ import attndsl
 from attndsl.backend import load
 from attndsl.plan.kernel_plan import Order
 from attndsl.plan.planner import plan
-from attndsl.report.compile import CompiledKernel, Job, compile_jobs
+from attndsl.report.compiled.compile import CompiledKernel, Job, compile_jobs
 from attndsl.report.requests import request_for
 from attndsl.transform.route import form_of, route
 

@@ -15,7 +15,7 @@ from attndsl.ir.nodes import FALSE, TRUE, Node, constant, scalar
 from attndsl.ir.program import Program, Routed
 from attndsl.plan.kernel_plan import KernelPlan, Request
 from attndsl.plan.planner import plan
-from attndsl.report.compile import Job, compile_jobs
+from attndsl.report.compiled.compile import Job, compile_jobs
 from attndsl.runtime import cache
 from attndsl.runtime.operators import forward, register
 from tests.codegen.test_capture import BATCHED, record

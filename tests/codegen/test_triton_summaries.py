@@ -20,7 +20,7 @@ import attndsl
 from attndsl.backend import KernelSpec, load
 from attndsl.plan.kernel_plan import Config, KernelPlan
 from attndsl.plan.planner import plan
-from attndsl.report.compile import Job, compile_jobs
+from attndsl.report.compiled.compile import Job, compile_jobs
 from attndsl.report.requests import request_for
 from attndsl.runtime import cache
 from tests.codegen.test_summaries import MASKS, PARAMETERS, arguments, enumerated

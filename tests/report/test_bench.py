@@ -7,10 +7,12 @@ import json
 import torch
 
 from attndsl.cli import main
-from attndsl.report import bench, preparation, routing_bench
-from attndsl.report import cpu as engine
-from attndsl.report.bench import startup
-from attndsl.report.measurement import Report
+from attndsl.report.bench import cpu as engine
+from attndsl.report.bench import preparation
+from attndsl.report.bench import routing as routing_bench
+from attndsl.report.bench import suites as bench
+from attndsl.report.bench.measurement import Report
+from attndsl.report.bench.suites import startup
 
 
 def dense_attention(kept, length, anew=False):

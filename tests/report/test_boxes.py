@@ -13,10 +13,10 @@ from torch import Tensor
 import attndsl
 from attndsl.plan.boxes import attn_box
 from attndsl.plan.kernel_plan import KernelPlan
-from attndsl.report import boxes, lists, needed
-from attndsl.report.orders import plan_of_call
 from attndsl.report.requests import request_for
-from attndsl.report.visits import Visits, table_of_tiles, visits_of
+from attndsl.report.tiles import boxes, lists, needed
+from attndsl.report.tiles.orders import plan_of_call
+from attndsl.report.tiles.visits import Visits, table_of_tiles, visits_of
 from attndsl.runtime import order
 from tests.oracle.examples import FOLDER
 from tests.report.room import bytes_of_lists

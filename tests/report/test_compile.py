@@ -10,8 +10,8 @@ pytest.importorskip("triton")
 
 from attndsl.backend import KernelSpec
 from attndsl.diagnostics import ArgumentError
-from attndsl.report import binary
-from attndsl.report.compile import TARGETS, Job, KernelError, compile_jobs
+from attndsl.report.compiled import binary
+from attndsl.report.compiled.compile import TARGETS, Job, KernelError, compile_jobs
 
 SOURCE = """
 import triton
@@ -99,7 +99,7 @@ def test_other_processes_compile_the_same(compiled):
 
 def test_a_process_that_interprets_compiles_too(compiled, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr("attndsl.report.compile._interprets", lambda: True)
+    monkeypatch.setattr("attndsl.report.compiled.compile._interprets", lambda: True)
     assert compile_jobs([Job(SOURCE, (SPEC,), "sm_90")])[0][0] == compiled["sm_90"]
 
 

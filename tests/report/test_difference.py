@@ -9,10 +9,10 @@ import torch
 
 import attndsl
 from attndsl.diagnostics import ArgumentError, ProgramError
-from attndsl.report.difference import Comparison, Side, compare, compare_files
-from attndsl.report.search import Trial, reason, trials
-from attndsl.report.sides import check_alike, completed, settled
-from attndsl.report.verdict import describe
+from attndsl.report.differences.difference import Comparison, Side, compare, compare_files
+from attndsl.report.differences.search import Trial, reason, trials
+from attndsl.report.differences.sides import check_alike, completed, settled
+from attndsl.report.differences.verdict import describe
 
 HEAD = "attention test(w: int, g: int, doc: int[B, N], full: bool[H]):\n"
 MASKS = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attndsl.report.draws import drawn, spread, standard_error
+from attndsl.report.tiles.draws import drawn, spread, standard_error
 
 
 def random(count: int, seed: int) -> torch.Tensor:

@@ -10,8 +10,8 @@ import torch
 import attndsl
 from attndsl.analysis.facts import EVERYTHING_HIGH, EVERYTHING_LOW
 from attndsl.ir.nodes import bound, constant, index, lookup, make, scalar, size
-from attndsl.report.ends import ends_text, positions_first, with_extremes, without_guards
-from attndsl.report.formulas import formula
+from attndsl.report.tiles.ends import ends_text, positions_first, with_extremes, without_guards
+from attndsl.report.tiles.formulas import formula
 from tests.report.test_explain import section
 
 NAMES = {"lo": "k_lo", "hi": "k_hi"}

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import attndsl
-from attndsl.report import cost
 from attndsl.report.explain import explain
+from attndsl.report.tiles import cost
 from tests.oracle.examples import FOLDER, NAMES, Sizes, example_inputs
 from tests.report.room import bytes_of_lists
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from attndsl.ir.nodes import bound, constant, dot, index, lookup, make, scalar, size
-from attndsl.report.formulas import formula
+from attndsl.report.tiles.formulas import formula
 
 Q, K, W = index("q"), index("k"), scalar("w", "int")
 ONE = constant(1)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from attndsl.report.differences.future import check_causal
 from attndsl.report.files import check_file
-from attndsl.report.future import check_causal
 from attndsl.semantics import check_all
 from attndsl.source import Source
 from attndsl.transform.simplify import simplify

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import attndsl
-from attndsl.report import pairs
-from attndsl.report.pairs import count_by_lines
+from attndsl.report.tiles import pairs
+from attndsl.report.tiles.pairs import count_by_lines
 from tests.report.test_visits import planned, seen_by
 
 BEGIN = "attention a(s: int = 7{more}):\n    mask "

@@ -13,10 +13,19 @@ import torch
 import attndsl
 from attndsl.diagnostics import ArgumentError
 from attndsl.report.arguments import Sizes
-from attndsl.report.cells import ALL, KEPT, MASKED, MIXED, NOTHING, Wish, cells_of, parameters_of
-from attndsl.report.glyphs import DOTS, dots
-from attndsl.report.image import PALETTE, Labels, marks, png, sheet_of, short, svg
-from attndsl.report.picture import draw_file, extent_of, show
+from attndsl.report.pictures.cells import (
+    ALL,
+    KEPT,
+    MASKED,
+    MIXED,
+    NOTHING,
+    Wish,
+    cells_of,
+    parameters_of,
+)
+from attndsl.report.pictures.glyphs import DOTS, dots
+from attndsl.report.pictures.image import PALETTE, Labels, marks, png, sheet_of, short, svg
+from attndsl.report.pictures.picture import draw_file, extent_of, show
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 WINDOW = attndsl.compile(EXAMPLES / "mistral.attn")

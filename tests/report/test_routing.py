@@ -14,12 +14,12 @@ import attndsl
 from attndsl.cli import main
 from attndsl.diagnostics import ArgumentError
 from attndsl.report.arguments import Sizes, random_parameters
-from attndsl.report.cells import Wish, call_of, parameters_of, tiles_of
+from attndsl.report.choices.call import shown_call
+from attndsl.report.choices.text import select_lines
+from attndsl.report.differences.sides import check_alike
 from attndsl.report.explain import explain
-from attndsl.report.picture import show
-from attndsl.report.routed_call import shown_call
-from attndsl.report.routing import select_lines
-from attndsl.report.sides import check_alike
+from attndsl.report.pictures.cells import Wish, call_of, parameters_of, tiles_of
+from attndsl.report.pictures.picture import show
 from attndsl.runtime.views import mask_pairs
 from tests.oracle.examples import FOLDER
 from tests.report.test_explain import section

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import attndsl
-from attndsl.report.sparsity import IMAGE, MASKS, TITLES, Case, cases, row_of
+from attndsl.report.bench.sparsity import IMAGE, MASKS, TITLES, Case, cases, row_of
 from tests.oracle.examples import FOLDER
 
 

@@ -19,10 +19,10 @@ from attndsl.ir.nodes import is_const
 from attndsl.ir.program import Program
 from attndsl.plan.kernel_plan import MOST_LISTED, KernelPlan, Request
 from attndsl.plan.planner import plan
-from attndsl.report import lists, loops, needed, visits
+from attndsl.report.choices.call import shown_call
 from attndsl.report.requests import request_for
-from attndsl.report.routed_call import shown_call
-from attndsl.report.visits import Visits, table_of_tiles, visits_of
+from attndsl.report.tiles import lists, loops, needed, visits
+from attndsl.report.tiles.visits import Visits, table_of_tiles, visits_of
 from attndsl.runtime import cache, views
 from attndsl.runtime.arguments import slots_of
 from attndsl.runtime.views import View

@@ -27,7 +27,7 @@ from attndsl.ir.nodes import (
 )
 from attndsl.ir.program import Program, Scalar, Select, Weights
 from attndsl.ir.program import Tensor as TensorParameter
-from attndsl.runtime.choice_ranks import Inputs
+from attndsl.runtime.choosing.ranks import Inputs
 
 B, H, ROW, COLUMN, D = (index(name) for name in "bhijd")
 Vectors = dict[str, list[float]]

@@ -13,9 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from attndsl.diagnostics import ArgumentError
 from attndsl.ir.nodes import constant, make, total
 from attndsl.ir.nodes import pooled as pooled_node
-from attndsl.runtime import choice, choice_blocks, choice_ranks
-from attndsl.runtime.choice import Choosing, lists_of, public_list, rectangles, tables_of
-from attndsl.runtime.choice_totals import products_of
+from attndsl.runtime.choosing import blocks as choice_blocks
+from attndsl.runtime.choosing import choice
+from attndsl.runtime.choosing import ranks as choice_ranks
+from attndsl.runtime.choosing.choice import Choosing, lists_of, public_list, rectangles, tables_of
+from attndsl.runtime.choosing.totals import products_of
 from tests.codegen.test_capture import META, watched
 from tests.runtime.choices import RANKS, Case, by_hand, random_case
 

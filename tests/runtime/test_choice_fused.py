@@ -16,11 +16,12 @@ from torch import Tensor
 import attndsl
 from attndsl import backend
 from attndsl.ir.nodes import TRUE, Node, constant, index, lookup, make, scalar, size
-from attndsl.report.compile import Job, compile_jobs
-from attndsl.runtime import cache, choice_fused
-from attndsl.runtime.choice import Choosing, lists_of, tables_of
-from attndsl.runtime.choice_fused import Fused, segment_of_row
-from attndsl.runtime.choice_ranks import Evaluation, Inputs
+from attndsl.report.compiled.compile import Job, compile_jobs
+from attndsl.runtime import cache
+from attndsl.runtime.choosing import fused as choice_fused
+from attndsl.runtime.choosing.choice import Choosing, lists_of, tables_of
+from attndsl.runtime.choosing.fused import Fused, segment_of_row
+from attndsl.runtime.choosing.ranks import Evaluation, Inputs
 from tests.oracle.examples import FOLDER, Sizes, example_inputs
 from tests.runtime.choices import RANKS, Case, by_hand, random_case
 

@@ -17,9 +17,9 @@ from attndsl.ir.nodes import FALSE, TRUE, Node, chosen, constant, index, make
 from attndsl.ir.program import Program
 from attndsl.reference import Values, evaluate
 from attndsl.runtime.arguments import pack, slots_of
-from attndsl.runtime.choice import Choosing, lists_of, tables_of
-from attndsl.runtime.choice_covered import drop_covered, possible_of
-from attndsl.runtime.choose import choose, chosen_blocks
+from attndsl.runtime.choosing.choice import Choosing, lists_of, tables_of
+from attndsl.runtime.choosing.covered import drop_covered, possible_of
+from attndsl.runtime.choosing.operator import choose, chosen_blocks
 from attndsl.runtime.operators import register
 from attndsl.runtime.routed_views import routed_view
 from attndsl.runtime.tiles import classify_tiles, facts_of

@@ -1,0 +1,1 @@
+"""What selects choose, and what that costs."""

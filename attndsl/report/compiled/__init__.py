@@ -1,0 +1,1 @@
+"""Generated kernels, compiled for a target that need not be here."""

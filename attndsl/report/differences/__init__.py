@@ -1,0 +1,1 @@
+"""Whether masks differ, and where."""

@@ -1,0 +1,1 @@
+"""What kernels visit and what they need, counted."""

@@ -1,0 +1,1 @@
+"""Choosing: from queries and keys to the tensors that selects become."""
