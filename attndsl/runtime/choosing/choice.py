@@ -1,7 +1,7 @@
 """Choosing: the tensors that a call's selects become, from its queries and keys.
 
 Ranks are held for some blocks of queries at a time, and computed where `where` may hold alone; on a
-GPU, where one kernel can choose (`choice_fused.py`), they are not held at all.
+GPU, where one kernel can choose (`fused.py`), they are not held at all.
 Nothing waits for the device, and no shape depends on what is chosen, except in `public_list`.
 """
 
