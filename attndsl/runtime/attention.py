@@ -53,7 +53,8 @@ class Attention:
         self._handle = operators.register(program)
         self._slots = arguments.slots_of(program)
         self._const_names = tuple(self.consts)
-        self._has_choices = bool(used_selects(program))
+        has_choices = bool(used_selects(program))
+        self._readers = routing.readers_of(self._handle) if has_choices else None
         self._is_softmax = program.weights.form == "softmax"
         self.__doc__ = describe(program)
 
@@ -105,10 +106,10 @@ class Attention:
         handle, tensors = self._handle, list(taken.tensors.values())
         numbered = (taken.q_number, taken.k_number)
         batched = (taken.q_offsets, taken.k_offsets, taken.k_len, numbers)
-        if self._has_choices:
+        if self._readers is not None:
             query, key, _ = taken.inputs
             parts = (query, key, tensors, ints, floats, *numbered, *batched)
-            handle, tensors = routing.choose(handle, *parts)
+            handle, tensors = routing.choose(self._readers, handle, *parts)
         out, _, stat = operators.forward(
             *taken.inputs, tensors, ints, floats, factor, *numbered, *batched, handle, backend
         )
@@ -333,8 +334,8 @@ class Attention:
             check_width(argument, extent, backend)
         item = arguments.DTYPES["float"][widths.index(name)].itemsize
         program = self.program
-        if self._has_choices:
-            program = routing.routed(self._handle, routing.form_of(self._handle), ()).program
+        if self._readers is not None:
+            program = operators.program_of(self._readers.handles[()])
         floats = tuple(t.name for t in program.tensors if t.kind == "float")
         request = Request(
             backend=backend,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from attndsl.ir.program import Program
@@ -27,29 +26,28 @@ class Routed(NamedTuple):
     handle: str
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def form_of(handle: str) -> Form:
-    """What the choices of a program, given by its text, are kept as."""
-    return _form_of(handle)
-
-
-@functools.lru_cache(maxsize=256)
-def _form_of(handle: str) -> Form:
-    return route.form_of(operators.program_of(handle))
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def reader_of(handle: str, form: Form, shifted: tuple[str, ...]) -> str:
-    """The text of what `routed` gives. A traced graph has it, not how it is found: torch.compile
-    looks through caches, and cannot trace what makes nodes."""
-    return routed(handle, form, shifted).handle
-
-
 @functools.lru_cache(maxsize=256)
 def routed(handle: str, form: Form, shifted: tuple[str, ...]) -> Routed:
     """The program that reads the choices of a program, given by its text: see `transform.route`."""
     program = route.route(operators.program_of(handle), form, shifted)
     return Routed(program, operators.register(program))
+
+
+class Readers(NamedTuple):
+    """What the choices of a program are kept as, and the text of the program that reads them, by
+    the offsets that may not be 0 (form "table")."""
+
+    form: Form
+    handles: Mapping[tuple[str, ...], str]
+
+
+@functools.lru_cache(maxsize=256)
+def readers_of(handle: str) -> Readers:
+    """The readers of a program, given by its text. They are made before a call: torch.compile
+    traces calls, and cannot trace what makes nodes."""
+    form = route.form_of(operators.program_of(handle))
+    shifts = [()] if form == "lists" else [(), *((name,) for name in OFFSETS), OFFSETS]
+    return Readers(form, {shifted: routed(handle, form, shifted).handle for shifted in shifts})
 
 
 def shifted_offsets(q_offset: int | Tensor, k_offset: int | Tensor) -> tuple[str, ...]:
@@ -59,6 +57,7 @@ def shifted_offsets(q_offset: int | Tensor, k_offset: int | Tensor) -> tuple[str
 
 
 def choose(
+    readers: Readers,
     handle: str,
     query: Tensor,
     key: Tensor,
@@ -74,13 +73,13 @@ def choose(
 ) -> tuple[str, list[Tensor]]:
     """The text of the program that reads the choices of a call, and all its tensors.
 
-    Takes what the operator attndsl::forward takes.
+    `readers` are those of `handle`; the rest is what the operator attndsl::forward takes.
     """
     shifted = shifted_offsets(
         q_offset if q_offsets is None else q_offsets, k_offset if k_offsets is None else k_offsets
     )
-    form = form_of(handle)
-    reader = reader_of(handle, form, shifted if form == "table" else ())
+    form = readers.form
+    reader = readers.handles[shifted if form == "table" else ()]
     made = operator(
         query.detach(),
         key.detach(),

@@ -140,7 +140,8 @@ def with_choices(
     place = (0, 0, *(ints.get(name) for name in BATCHED), None)
     tensors = [cast(x, torch.float32) for x in given.values()]
     parts = (query, key, tensors, *pack(slots, scalars), *place)
-    handle, found = routing.choose(register(program), *parts)
+    original = register(program)
+    handle, found = routing.choose(routing.readers_of(original), original, *parts)
     routed = program_of(handle)
     return routed, dict(zip((t.name for t in routed.tensors), found, strict=True)) | scalars
 
