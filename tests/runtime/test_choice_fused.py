@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -161,24 +160,6 @@ def test_calls(uses: Uses, fixed: dict[str, Any]) -> None:
     choosing = Choosing.of(case.select, case.inputs)
     assert torch.equal(lists_of(choosing), by_operations(choosing))
     assert uses.count == 1
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="TRITON_INTERPRET=1 is set")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("count", [3, 16, 64])
-@pytest.mark.parametrize("per_group", [False, True])
-def test_on_a_gpu(dtype: torch.dtype, count: int, per_group: bool) -> None:
-    for rank in ("dot", "quest"):
-        case = long_case(count, dtype=dtype, rank=rank, group=2, per_group=per_group)
-        inputs = case.inputs
-        there = replace(inputs, query=inputs.query.cuda(), key=inputs.key.cuda())
-        choosing = Choosing.of(case.select, there)
-        evaluation = Evaluation(there, choosing.rows, choosing.columns)
-        assert Fused.of(case.select, evaluation, count) is not None
-        wanted = by_operations(Choosing.of(case.select, inputs))
-        assert torch.equal(lists_of(choosing).cpu(), wanted)
 
 
 def test_some_rows_at_a_time(uses: Uses, monkeypatch: pytest.MonkeyPatch) -> None:
