@@ -17,6 +17,7 @@ from attndsl.ir.nodes import FALSE, TRUE, Node, chosen, constant, index, make
 from attndsl.ir.program import Program
 from attndsl.reference import Values, evaluate
 from attndsl.runtime.arguments import pack, slots_of
+from attndsl.runtime.choosing import choice
 from attndsl.runtime.choosing.choice import Choosing, lists_of, tables_of
 from attndsl.runtime.choosing.covered import drop_covered, possible_of
 from attndsl.runtime.choosing.operator import choose, chosen_blocks
@@ -288,3 +289,19 @@ def test_a_mask_with_selects_needs_query_and_key() -> None:
         routed_view(*call)
     with pytest.raises(ArgumentError, match="Nq: 4 is given, but query and key have"):
         routed_view(*call, torch.zeros(1, 2, 5, 3), torch.zeros(1, 2, 4, 3))
+
+
+def test_a_bounded_number_is_listed_without_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory goes with what is chosen, also where every head has its own number."""
+    attention = attndsl.compile(
+        text="attention a(n: int[H], most: int):\n    select s[i = q, j = k // 4]:\n"
+        "        rank dot(query, mean(key))\n        keep top min(n[h], most)\n    mask s\n"
+    )
+    query, key = torch.randn(1, 3, 10, 8), torch.randn(1, 3, 30, 8)
+    n = torch.tensor([0, 2, 9])
+    every = attention.select(query, key, n=n, most=8)
+    monkeypatch.setattr(choice, "tables_of", None)
+    found = attention.select(query, key, n=n, most=4)
+    assert found.shape == (1, 3, 10, 4)
+    assert (found >= 0).sum(3).unique(dim=2).flatten().tolist() == [0, 2, 4]
+    assert torch.equal(found[:, :2, :, :2], every[:, :2, :, :2])

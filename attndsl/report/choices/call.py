@@ -20,10 +20,9 @@ from attndsl.report.choices.counts import Choice, choice_of, runs_of, tensors_mi
 from attndsl.report.choices.text import Routing
 from attndsl.runtime.arguments import input_sizes, slots_of
 from attndsl.runtime.choosing.blocks import block_count, first_block
-from attndsl.runtime.choosing.choice import lists_of
-from attndsl.runtime.choosing.covered import drop_covered
+from attndsl.runtime.choosing.choice import sums_of
 from attndsl.runtime.choosing.numbers import block_sizes
-from attndsl.runtime.choosing.operator import choosings
+from attndsl.runtime.choosing.operator import choosings, lists_added
 from attndsl.runtime.choosing.ranks import Inputs
 from attndsl.runtime.dims import bind_dims
 from attndsl.runtime.routed_views import known_sizes, with_tables
@@ -105,9 +104,7 @@ def added_lists(
     offsets = (seen.q_offset, seen.k_offset, seen.k_len)
     given = (seen.sizes, seen.scalars, seen.tensors)
     (choosing,) = choosings(program, Inputs(query, key, *offsets, *given))
-    lists = lists_of(choosing)
-    drop_covered(lists, routed.routed, choosing)
-    return lists
+    return lists_added(choosing, routed.routed)
 
 
 def routed_part(shown: Shown, request: Request) -> KernelPlan:
@@ -134,7 +131,7 @@ def with_candidates(
             table = candidates_of(choice, seen)
         if table is None:
             return routed, None
-        made = [table, rectangles(table)]
+        made = [table, sums_of(table)]
         firsts = {
             "q_offset": first_block(seen.q_offset, choice.rows),
             "k_offset": first_block(seen.k_offset, choice.columns),
@@ -169,13 +166,3 @@ def candidates_of(choice: Choice, seen: View) -> Tensor | None:
         }
         table[batch, :, : i.count, : j.count] = evaluate(where, values)
     return table
-
-
-def rectangles(table: Tensor) -> Tensor:
-    """int32 [B, heads, Ni + 1, Nj + 1]: the true entries before every row and column."""
-    batches, heads, rows, columns = table.shape
-    sums = torch.zeros(
-        (batches, heads, rows + 1, columns + 1), dtype=torch.int32, device=table.device
-    )
-    sums[:, :, 1:, 1:] = table.to(torch.int32).cumsum(2).cumsum(3)
-    return sums

@@ -13,7 +13,7 @@ from attndsl.ir.nodes import TRUE, Node, find, is_const, topological
 from attndsl.ir.program import Select
 from attndsl.reference import evaluate
 from attndsl.report.tiles.draws import pieces, spread
-from attndsl.runtime.choosing.numbers import block_sizes, most_listed
+from attndsl.runtime.choosing.numbers import block_sizes, list_room
 from attndsl.runtime.views import View
 
 AT_ONCE = 1 << 22  # pairs of blocks
@@ -103,7 +103,7 @@ def listed_by(select: Select, keys: int, seen: View) -> int | None:
     """How many blocks a list has room for."""
     if select.keep == "given" and select.given in seen.tensors:
         return int(seen.tensors[select.given].shape[3])
-    most = most_listed(select, seen.sizes, seen.scalars)
+    most = list_room(select, seen.sizes, seen.scalars)
     return None if most is None else max(1, min(most, keys))
 
 

@@ -7,7 +7,7 @@ Nothing waits for the device, and no shape depends on what is chosen, except in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,9 +19,8 @@ from attndsl.analysis.ranges import solve_keys
 from attndsl.diagnostics import ArgumentError
 from attndsl.ir.nodes import TRUE, Node, index, substitute
 from attndsl.ir.program import Select
-from attndsl.reference import Number
 from attndsl.runtime.arguments import describe
-from attndsl.runtime.choosing.blocks import Axis, Count, first_block
+from attndsl.runtime.choosing.blocks import Axis
 from attndsl.runtime.choosing.fused import Fused
 from attndsl.runtime.choosing.keep import (
     NONE,
@@ -34,8 +33,8 @@ from attndsl.runtime.choosing.keep import (
 from attndsl.runtime.choosing.numbers import (
     block_sizes,
     is_number,
+    list_room,
     most_kept,
-    most_listed,
     number_of,
 )
 from attndsl.runtime.choosing.ranks import Evaluation, Inputs
@@ -78,6 +77,11 @@ class Choosing:
         return most_kept(self.select, self.inputs.sizes, self.inputs.scalars)
 
     @property
+    def list_room(self) -> int | None:
+        """The most blocks that `keep top` keeps of any row; None where nothing bounds it."""
+        return list_room(self.select, self.inputs.sizes, self.inputs.scalars)
+
+    @property
     def is_empty(self) -> bool:
         return 0 in (*self.shape, self.rows.count, self.columns.count)
 
@@ -95,8 +99,7 @@ def list_width(choosing: Choosing) -> int:
     if choosing.select.keep == "given":
         entries = choosing.inputs.tensors[choosing.select.given].shape[3]
     else:
-        inputs, entries = choosing.inputs, choosing.columns.count
-        most = most_listed(choosing.select, inputs.sizes, inputs.scalars)
+        most, entries = choosing.list_room, choosing.columns.count
         if most is not None:
             entries = torch.sym_min(most, entries)  # type: ignore[no-untyped-call]
     width: int = torch.sym_max(1, entries)  # type: ignore[no-untyped-call]
@@ -109,9 +112,8 @@ def list_width(choosing: Choosing) -> int:
 def lists_of(choosing: Choosing) -> Tensor:
     """int32 [B, H or Hk, Ni, T]: of every block of queries the numbers of the chosen blocks, the
     first of the call being 0, rising, with -1 behind. For `keep top` and `given`."""
-    width = list_width(choosing)
-    shape = (*choosing.shape, choosing.rows.count, width)
-    lists = torch.full(shape, -1, dtype=torch.int32, device=choosing.inputs.device)
+    lists = empty_lists(choosing)
+    width = lists.shape[3]
     if choosing.is_empty:
         return lists
     evaluation = Evaluation(choosing.inputs, choosing.rows, choosing.columns)
@@ -120,10 +122,9 @@ def lists_of(choosing: Choosing) -> Tensor:
             numbers = given_numbers(choosing, evaluation, rows)
             lists[:, :, rows, : numbers.shape[-1]] = numbers.to(torch.int32)
         return lists
-    fused = Fused.of(choosing.select, evaluation, choosing.most_kept)
+    fused = fused_lists(choosing, evaluation)
     if fused is not None:
-        fused.write(lists)
-        return lists
+        return fused
     beyond = choosing.columns.count
     for rows, columns in rectangles(choosing):
         keys = keys_of(*ranked(choosing, evaluation, rows, columns), columns.start)
@@ -148,46 +149,57 @@ def tables_of(choosing: Choosing) -> tuple[Tensor, Tensor]:
         )
     device = choosing.inputs.device
     table = torch.zeros((*choosing.shape, tall, wide), dtype=torch.bool, device=device)
-    sums = torch.zeros((*choosing.shape, tall + 1, wide + 1), dtype=torch.int32, device=device)
     if choosing.is_empty:
-        return table, sums
+        return table, sums_of(table)
     evaluation = Evaluation(choosing.inputs, choosing.rows, choosing.columns)
     if choosing.select.keep == "given":
         for rows in pieces(choosing, list_width(choosing) + wide):
             numbers = given_numbers(choosing, evaluation, rows)
             table[:, :, rows] = marked(numbers, wide)
-    elif Fused.of(choosing.select, evaluation, choosing.most_kept) is not None:
-        lists = lists_of(choosing)  # one choice in both forms, also where rounding decides it
-        for rows in pieces(choosing, list_width(choosing) + wide):
+    elif (lists := fused_lists(choosing, evaluation)) is not None:
+        for rows in pieces(choosing, lists.shape[3] + wide):
             table[:, :, rows] = marked(lists[:, :, rows].to(torch.int64), wide)
     else:
         for rows, columns in rectangles(choosing):
             kept = kept_blocks(choosing, evaluation, rows, columns)
             table[:, :, rows, columns] = kept.flatten(1, 2)
+    return table, sums_of(table)
+
+
+def sums_of(table: Tensor) -> Tensor:
+    """int32 [B, heads, Ni + 1, Nj + 1]: the true entries of a table [B, heads, Ni, Nj] before every
+    row and column."""
+    batches, heads, tall, wide = table.shape
+    shape = (batches, heads, tall + 1, wide + 1)
+    sums = torch.zeros(shape, dtype=torch.int32, device=table.device)
     inner, tables = sums.flatten(0, 1)[:, 1:, 1:], table.flatten(0, 1)
-    at_once = max(1, MOST_SUMMED // (tall * wide))
+    at_once = max(1, MOST_SUMMED // max(tall * wide, 1))
     for start in range(0, len(tables), at_once):
         part = tables[start : start + at_once].cumsum(2, dtype=torch.int32)
         inner[start : start + at_once] = part.cumsum_(1)
-    return table, sums
+    return sums
+
+
+def empty_lists(choosing: Choosing) -> Tensor:
+    """Lists in which nothing is chosen."""
+    shape = (*choosing.shape, choosing.rows.count, list_width(choosing))
+    return torch.full(shape, -1, dtype=torch.int32, device=choosing.inputs.device)
+
+
+def fused_lists(choosing: Choosing, evaluation: Evaluation) -> Tensor | None:
+    """What `lists_of` gives where one kernel makes it: forms agree also where rounding decides."""
+    fused = Fused.of(choosing.select, evaluation, choosing.most_kept)
+    if fused is None:
+        return None
+    lists = empty_lists(choosing)
+    fused.write(lists)
+    return lists
 
 
 def marked(numbers: Tensor, count: int) -> Tensor:
     """Lists of numbers [..., T] as bool [..., count]; negative ones mark nothing."""
     marks = torch.zeros((*numbers.shape[:-1], count + 1), dtype=torch.bool, device=numbers.device)
     return marks.scatter_(-1, torch.where(numbers < 0, count, numbers), True)[..., :count]
-
-
-def first_blocks(
-    select: Select,
-    q_offset: int | Tensor,
-    k_offset: int | Tensor,
-    sizes: Mapping[str, int],
-    scalars: Mapping[str, Number],
-) -> tuple[Count, Count]:
-    """Absolute indices of the first blocks of queries and of keys: ints, or int64 [B]."""
-    m, n = block_sizes(select, sizes, scalars)
-    return first_block(q_offset, m), first_block(k_offset, n)
 
 
 # Rectangles of ranks
@@ -324,14 +336,14 @@ def without_repeats(numbers: Tensor, beyond: int) -> Tensor:
 
 def public_list(choosing: Choosing) -> Tensor:
     """int32 [B, H or Hk, Ni, T]: the absolute indices of the chosen blocks, rising, with -1 behind,
-    as `given` takes them. T is what `list_width` says for `given` and one number for `keep top`;
-    else the largest count, at least 1, which waits for the device.
+    as `given` takes them. T is what `list_width` says for `given`, and for `keep top` where its
+    number has a bound; else the largest count, at least 1, which waits for the device.
 
     Raises ArgumentError where a chosen block could have an index below 0.
     """
     refuse_negative(choosing)
     first = choosing.columns.first
-    if choosing.select.keep == "given" or choosing.most_kept is not None:
+    if choosing.select.keep == "given" or choosing.list_room is not None:
         numbers = lists_of(choosing)
     else:
         numbers = numbers_of_table(choosing)

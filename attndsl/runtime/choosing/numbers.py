@@ -71,9 +71,7 @@ def most_kept(select: Select, sizes: Mapping[str, int], scalars: Mapping[str, Va
     return max(limit, 0) if type(limit) is int else limit
 
 
-def most_listed(
-    select: Select, sizes: Mapping[str, int], scalars: Mapping[str, Value]
-) -> int | None:
+def list_room(select: Select, sizes: Mapping[str, int], scalars: Mapping[str, Value]) -> int | None:
     """The most blocks that `keep top` keeps of any row; None where nothing bounds it."""
     bound = None if select.limit is None else most_of(select.limit)
     return most_kept(replace(select, limit=bound), sizes, scalars)

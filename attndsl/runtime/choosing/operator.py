@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attndsl.diagnostics import ArgumentError
-from attndsl.ir.program import Program
+from attndsl.ir.program import Program, Routed
 from attndsl.reference import Number
 from attndsl.runtime.arguments import check_call, check_values, unpack
 from attndsl.runtime.choosing.choice import Choosing, list_width, lists_of, public_list, tables_of
@@ -59,12 +59,8 @@ def choose(
         for choosing in choosings(loaded, inputs):
             if form == "table":
                 found += tables_added(choosing, shifted_names(q_shifted, k_shifted))
-                continue
-            lists = lists_of(choosing)
-            lists_added = program_of(routed).routed if routed else None
-            if lists_added is not None:
-                drop_covered(lists, lists_added, choosing)
-            found.append(lists)
+            else:
+                found.append(lists_added(choosing, program_of(routed).routed if routed else None))
     return found
 
 
@@ -132,6 +128,15 @@ def inputs_of(
 def shifted_names(q_shifted: bool, k_shifted: bool) -> tuple[str, ...]:
     shifted = (("q_offset", q_shifted), ("k_offset", k_shifted))
     return tuple(name for name, is_shifted in shifted if is_shifted)
+
+
+def lists_added(choosing: Choosing, routed: Routed | None) -> Tensor:
+    """The lists of a select in form "lists", without blocks that add no pair to the mask beside
+    them; all that are chosen where `routed` is None."""
+    lists = lists_of(choosing)
+    if routed is not None:
+        drop_covered(lists, routed, choosing)
+    return lists
 
 
 def tables_added(choosing: Choosing, shifted: Sequence[str]) -> list[Tensor]:
