@@ -10,7 +10,7 @@ from attndsl.plan.kernel_plan import Chunk, Config, Request
 
 LONG_MASK = 4  # nodes of a mask that differ from pair to pair; one that has more counts as work
 LONGEST_MASK = 8  # of one that has more, a tile is as small as where pairs look something up
-NARROWEST = 16  # columns: the least that a matrix instruction takes
+NARROWEST = 16  # rows or columns: the least that a matrix instruction takes
 
 
 def chunks(dim: int) -> tuple[Chunk, ...]:

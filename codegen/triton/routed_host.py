@@ -16,7 +16,6 @@ from .kernel import Kernel
 from .routed import routed_plan
 from .routed_merge import few_name
 
-FEW_ROWS = 16  # the least that a matrix instruction takes
 FEW_WARPS = 4
 PARTS = "routed_parts"  # parts of lists that are needed again, with their entries sorted
 
@@ -104,9 +103,9 @@ def write_lists_of_blocks(lines: Lines, plan: KernelPlan) -> None:
 def write_tile_size(lines: Lines, routed: KernelPlan, config: Config) -> None:
     """Sets `tile_rows` and `warps`: a tile is small where blocks have few rows; and `tile_columns`:
     it is as wide as a block, if that is not too wide."""
-    few, warps = min(FEW_ROWS, config.block_m), min(FEW_WARPS, config.num_warps)
+    few, warps = min(NARROWEST, config.block_m), min(FEW_WARPS, config.num_warps)
     lines.add(
-        f"is_sparse = size_Nq * packed * min(slots, n_blocks) <= {FEW_ROWS} * n_blocks",
+        f"is_sparse = size_Nq * packed * min(slots, n_blocks) <= {NARROWEST} * n_blocks",
         f"tile_rows, warps = ({few}, {warps}) if is_sparse "
         f"else ({config.block_m}, {config.num_warps})",
         f"tile_columns = {width_text(routed, config, NARROWEST)}",

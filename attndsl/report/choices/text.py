@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attndsl.ir.nodes import chosen, find, is_const
 from attndsl.ir.program import Program
-from attndsl.plan.configs import width_for
+from attndsl.plan.configs import NARROWEST, width_for
 from attndsl.plan.kernel_plan import KernelPlan
 from attndsl.report.choices.counts import Choice
 from attndsl.report.table import figure, share
@@ -18,7 +18,6 @@ from attndsl.report.tiles.formulas import formula
 from attndsl.runtime.views import View
 from attndsl.transform.route import Form, has_lists, is_positive, used_selects
 
-FEW_ROWS = 16  # of a tile where blocks have few
 RANK_BYTES = 4  # float32, whatever the inputs
 
 
@@ -221,8 +220,8 @@ def tiles_of(choice: Choice, lists: Tensor | None, plan: KernelPlan) -> tuple[in
     high = plan.forward.block_m
     packed = choice.group if plan.packs_heads else 1
     room = choice.queries * min(choice.listed or choice.keys, choice.keys)  # entries of a list
-    if room * packed <= FEW_ROWS * choice.keys:
-        high = min(FEW_ROWS, high)
+    if room * packed <= NARROWEST * choice.keys:
+        high = min(NARROWEST, high)
     each = choice.group // packed
     if lists is not None:
         return each * tiles_of_lists(lists, choice.keys, high, packed), high
