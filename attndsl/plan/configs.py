@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 from attndsl.ir.nodes import SCORE, Node, is_const, topological
-from attndsl.plan.kernel_plan import Chunk, Config, Request
+from attndsl.plan.kernel_plan import Chunk, Config, Request, Sizes
 
 LONG_MASK = 4  # nodes of a mask that differ from pair to pair; one that has more counts as work
 LONGEST_MASK = 8  # of one that has more, a tile is as small as where pairs look something up
@@ -41,7 +41,7 @@ def chunks(dim: int) -> tuple[Chunk, ...]:
     return tuple(parts)
 
 
-Table = tuple[tuple[int, tuple[Config, Config, Config]], ...]
+Table = tuple[tuple[int, Sizes], ...]
 Work = Literal["plain", "masked", "tables", "dots"]
 
 
@@ -66,12 +66,14 @@ def varies_with_pairs(node: Node) -> bool:
     return node.varies >= {"q", "k"}
 
 
-def configs(request: Request, work: Work = "plain") -> tuple[Config, Config, Config]:
+def configs(request: Request, work: Work = "plain") -> Sizes:
     """Configurations of forward, backward_dq and backward_dkv.
 
     `block_m` counts queries and `block_n` keys in all three.
     """
     widest = max(request.head_dim, request.value_dim)
+    if request.sizes is not None:
+        return request.sizes
     if request.backend == "torch":
         return TORCH
     if request.target == "interpreter":
@@ -87,15 +89,15 @@ def configs(request: Request, work: Work = "plain") -> tuple[Config, Config, Con
     return lighter(choose(table, widest), {"tables": 2, "dots": 4}.get(work, 1))
 
 
-def choose(table: Table, widest: int) -> tuple[Config, Config, Config]:
+def choose(table: Table, widest: int) -> Sizes:
     """The entry for a head dimension."""
     return next(found for limit, found in table if widest <= limit)
 
 
-def lighter(found: tuple[Config, Config, Config], by: int) -> tuple[Config, Config, Config]:
+def lighter(found: Sizes, by: int) -> Sizes:
     """Configurations with fewer pairs in a tile: shorter along the axis of the loop."""
-    forward, dq, dkv = found
-    return (
+    forward, dq, dkv = found.forward, found.backward_dq, found.backward_dkv
+    return Sizes(
         replace(forward, block_n=max(forward.block_n // by, NARROWEST)),
         replace(dq, block_n=max(dq.block_n // by, NARROWEST)),
         replace(dkv, block_m=max(dkv.block_m // by, NARROWEST)),
@@ -107,15 +109,15 @@ def fitted(
     value: Node,
     columns: Node,
     packs_heads: bool,
-    found: tuple[Config, Config, Config],
-) -> tuple[Config, Config, Config]:
+    found: Sizes,
+) -> Sizes:
     """Configurations for tiles that hold keys of one block of so many: not wider than it needs,
     where a constant says how many they are; with fewer pairs where registers are short, for rows
     that are gathered have addresses of their own, and heads of a group that share tiles need more
     of these."""
     if request.backend == "torch":
         return found
-    forward, dq, dkv = found
+    forward, dq, dkv = found.forward, found.backward_dq, found.backward_dkv
     if request.target == "sm_90":
         widest = max(request.head_dim, request.value_dim)
         most = next(sizes for limit, sizes in HOPPER_GATHERED[value is SCORE] if widest <= limit)
@@ -130,7 +132,7 @@ def fitted(
         forward = replace(forward, block_n=min(forward.block_n, width))
         dq = replace(dq, block_n=min(dq.block_n, width))
         dkv = replace(dkv, block_n=min(dkv.block_n, max(width, least_columns(request))))
-    return forward, dq, dkv
+    return Sizes(forward, dq, dkv)
 
 
 def width_for(columns: int) -> int:
@@ -149,35 +151,35 @@ def least_columns(request: Request) -> int:
 
 
 # Blocks of the PyTorch engine are chosen by that engine; these only bound its memory.
-TORCH = (Config(256, 256, 1, 1),) * 3
+TORCH = Sizes(*(Config(256, 256, 1, 1),) * 3)
 
 # Small enough that a test of 33 tokens meets several tiles.
-INTERPRETER = (Config(32, 16, 1, 1), Config(32, 16, 1, 1), Config(16, 32, 1, 1))
+INTERPRETER = Sizes(Config(32, 16, 1, 1), Config(32, 16, 1, 1), Config(16, 32, 1, 1))
 
 # (widest head dimension, configurations), by work. No kernel of the examples spills with these, in
 # bf16 and fp16, and each tl.dot becomes wgmma.
 HOPPER: dict[Work, Table] = {
     "plain": (
-        (64, (Config(128, 128, 8, 3), Config(128, 64, 8, 3), Config(64, 128, 8, 3))),
-        (128, (Config(128, 128, 8, 2), Config(128, 64, 8, 2), Config(32, 128, 8, 2))),
-        (192, (Config(128, 64, 8, 2), Config(64, 64, 8, 1), Config(32, 64, 8, 2))),
-        (256, (Config(128, 32, 8, 2), Config(64, 32, 8, 1), Config(16, 64, 8, 1))),
+        (64, Sizes(Config(128, 128, 8, 3), Config(128, 64, 8, 3), Config(64, 128, 8, 3))),
+        (128, Sizes(Config(128, 128, 8, 2), Config(128, 64, 8, 2), Config(32, 128, 8, 2))),
+        (192, Sizes(Config(128, 64, 8, 2), Config(64, 64, 8, 1), Config(32, 64, 8, 2))),
+        (256, Sizes(Config(128, 32, 8, 2), Config(64, 32, 8, 1), Config(16, 64, 8, 1))),
     ),
     "masked": (
-        (64, (Config(128, 64, 8, 3), Config(128, 64, 8, 3), Config(32, 128, 8, 2))),
-        (128, (Config(128, 64, 8, 2), Config(128, 64, 8, 2), Config(32, 128, 8, 2))),
-        (192, (Config(128, 64, 8, 2), Config(64, 64, 8, 1), Config(32, 64, 8, 2))),
-        (256, (Config(128, 32, 8, 2), Config(64, 32, 8, 1), Config(16, 64, 8, 1))),
+        (64, Sizes(Config(128, 64, 8, 3), Config(128, 64, 8, 3), Config(32, 128, 8, 2))),
+        (128, Sizes(Config(128, 64, 8, 2), Config(128, 64, 8, 2), Config(32, 128, 8, 2))),
+        (192, Sizes(Config(128, 64, 8, 2), Config(64, 64, 8, 1), Config(32, 64, 8, 2))),
+        (256, Sizes(Config(128, 32, 8, 2), Config(64, 32, 8, 1), Config(16, 64, 8, 1))),
     ),
     "tables": (
-        (64, (Config(128, 32, 8, 2), Config(128, 32, 8, 2), Config(32, 128, 8, 2))),
-        (128, (Config(128, 32, 8, 2), Config(128, 32, 8, 2), Config(16, 128, 8, 2))),
-        (256, (Config(128, 32, 8, 2), Config(64, 32, 8, 1), Config(32, 64, 8, 1))),
+        (64, Sizes(Config(128, 32, 8, 2), Config(128, 32, 8, 2), Config(32, 128, 8, 2))),
+        (128, Sizes(Config(128, 32, 8, 2), Config(128, 32, 8, 2), Config(16, 128, 8, 2))),
+        (256, Sizes(Config(128, 32, 8, 2), Config(64, 32, 8, 1), Config(32, 64, 8, 1))),
     ),
     "dots": (
-        (64, (Config(128, 16, 8, 2), Config(128, 16, 8, 2), Config(16, 128, 8, 2))),
-        (128, (Config(128, 16, 8, 2), Config(64, 16, 4, 2), Config(16, 64, 8, 2))),
-        (256, (Config(128, 16, 8, 2), Config(64, 16, 8, 1), Config(16, 64, 8, 1))),
+        (64, Sizes(Config(128, 16, 8, 2), Config(128, 16, 8, 2), Config(16, 128, 8, 2))),
+        (128, Sizes(Config(128, 16, 8, 2), Config(64, 16, 4, 2), Config(16, 64, 8, 2))),
+        (256, Sizes(Config(128, 16, 8, 2), Config(64, 16, 8, 1), Config(16, 64, 8, 1))),
     ),
 }
 # Whether the logit is the score: (widest head dimension, the most elements along the axis of the
@@ -189,18 +191,18 @@ HOPPER_GATHERED: dict[bool, tuple[tuple[int, tuple[int, int, int]], ...]] = {
 }
 PACKED_COLUMNS = 64  # the most of a tile that heads share, in forward and backward_dkv on sm_90
 DEFAULT: Table = (
-    (64, (Config(128, 64, 4, 3), Config(64, 64, 4, 2), Config(64, 64, 4, 2))),
-    (128, (Config(128, 64, 8, 2), Config(64, 64, 8, 2), Config(64, 64, 8, 2))),
-    (256, (Config(64, 32, 8, 2), Config(64, 32, 8, 1), Config(16, 64, 8, 1))),
+    (64, Sizes(Config(128, 64, 4, 3), Config(64, 64, 4, 2), Config(64, 64, 4, 2))),
+    (128, Sizes(Config(128, 64, 8, 2), Config(64, 64, 8, 2), Config(64, 64, 8, 2))),
+    (256, Sizes(Config(64, 32, 8, 2), Config(64, 32, 8, 1), Config(16, 64, 8, 1))),
 )
 AMD: Table = (
-    (64, (Config(128, 64, 4, 1), Config(64, 64, 4, 1), Config(64, 64, 4, 1))),
-    (128, (Config(128, 64, 4, 1), Config(64, 64, 4, 1), Config(64, 64, 4, 1))),
-    (256, (Config(64, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1))),
+    (64, Sizes(Config(128, 64, 4, 1), Config(64, 64, 4, 1), Config(64, 64, 4, 1))),
+    (128, Sizes(Config(128, 64, 4, 1), Config(64, 64, 4, 1), Config(64, 64, 4, 1))),
+    (256, Sizes(Config(64, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1))),
 )
 # Float32 products are exact (no TF32): they run on the ordinary units, and small tiles suit them.
 FLOAT32: Table = (
-    (64, (Config(64, 32, 8, 1), Config(32, 32, 8, 1), Config(32, 32, 8, 1))),
-    (128, (Config(32, 32, 8, 1), Config(32, 16, 8, 1), Config(16, 32, 8, 1))),
-    (256, (Config(32, 16, 8, 1), Config(16, 16, 8, 1), Config(16, 16, 8, 1))),
+    (64, Sizes(Config(64, 32, 8, 1), Config(32, 32, 8, 1), Config(32, 32, 8, 1))),
+    (128, Sizes(Config(32, 32, 8, 1), Config(32, 16, 8, 1), Config(16, 32, 8, 1))),
+    (256, Sizes(Config(32, 16, 8, 1), Config(16, 16, 8, 1), Config(16, 16, 8, 1))),
 )

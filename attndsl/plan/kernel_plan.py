@@ -15,10 +15,36 @@ from attndsl.ir.program import Grid, Program, Routed
 Level = Literal["program", "row", "column", "pair"]
 Strategy = Literal["ranges", "lists"]
 Order = Literal["linear", "boxes"]
+Shape = Literal["peeled", "specialised"]
 
 # Tiles in a list of one tile of the other axis: memory grows with the length, not with its square.
 # A tile with more of them visits all from the first to the last of them.
 MOST_LISTED = 1024
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of one kernel: rows and columns of a tile, warps, pipeline stages; and its shape.
+
+    peeled       one loop over full tiles, one over those that test their pairs
+    specialised  one loop that selects by the mask; keys and values (queries) come by descriptors,
+                 and warps are split into one that loads and others that compute. sm_90 only
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int = 4
+    num_stages: int = 2
+    shape: Shape = "peeled"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The configurations of the kernels of a module."""
+
+    forward: Config
+    backward_dq: Config
+    backward_dkv: Config
 
 
 @dataclass(frozen=True)
@@ -37,6 +63,8 @@ class Request:
     order          "linear": a tile is a run of positions; "boxes": a box of the program's grid
     unit_stride    whether the last dimension of query, key and value is contiguous
     aligned        whether their other strides and addresses are multiples of 16 bytes
+    deterministic  whether results are bitwise the same from run to run
+    sizes          measured configurations; None: those of the table
     """
 
     backend: str = "torch"
@@ -50,16 +78,8 @@ class Request:
     order: Order = "linear"
     unit_stride: bool = True
     aligned: bool = True
-
-
-@dataclass(frozen=True)
-class Config:
-    """Sizes of one kernel: rows and columns of a tile, warps, pipeline stages."""
-
-    block_m: int
-    block_n: int
-    num_warps: int = 4
-    num_stages: int = 2
+    deterministic: bool = True
+    sizes: Sizes | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from attndsl.analysis.tiles import classify
 from attndsl.ir.nodes import OUT, SCORE, TRUE, Node, find, substitute, topological
 from attndsl.ir.program import Grid, Program, Routed
 from attndsl.plan.configs import chunks, configs, fitted, work_of
-from attndsl.plan.kernel_plan import KernelPlan, Leaf, Level, Request, Strategy
+from attndsl.plan.kernel_plan import KernelPlan, Leaf, Level, Request, Sizes, Strategy
 from attndsl.transform.differentiate import differentiate
 from attndsl.transform.simplify import simplified
 
@@ -30,7 +30,7 @@ def plan(program: Program, request: Request) -> KernelPlan:
     """The plan of a simplified program for a request."""
     logit = program.score
     value = value_of(program)
-    forward, backward_dq, backward_dkv = configs(request, work_of(value, program.mask))
+    sizes = configs(request, work_of(value, program.mask))
     output = program.output
     sink = program.weights.sink
     tiles = tiles_of(program, request)
@@ -54,9 +54,9 @@ def plan(program: Program, request: Request) -> KernelPlan:
         grid=program.grid if request.order == "boxes" else None,
         query_chunks=chunks(request.head_dim),
         value_chunks=chunks(request.value_dim),
-        forward=forward,
-        backward_dq=backward_dq,
-        backward_dkv=backward_dkv,
+        forward=sizes.forward,
+        backward_dq=sizes.backward_dq,
+        backward_dkv=sizes.backward_dkv,
         routed=routed_plan(program, request),
     )
 
@@ -69,7 +69,7 @@ def routed_plan(program: Program, request: Request) -> KernelPlan | None:
     routed = program.routed
     mask = TRUE if implies(routed.where, routed.mask) else routed.mask
     found = plan(replace(program, mask=mask, routed=None), request)
-    sizes = (found.forward, found.backward_dq, found.backward_dkv)
+    sizes = Sizes(found.forward, found.backward_dq, found.backward_dkv)
     packs_heads = request.backend == "triton" and may_pack_heads(routed, mask, found.value)
     sizes = fitted(request, found.value, routed.columns, packs_heads, sizes)
     return replace(
@@ -78,9 +78,9 @@ def routed_plan(program: Program, request: Request) -> KernelPlan | None:
         tile=classify(mask),
         summaries=(),
         strategy="ranges",
-        forward=sizes[0],
-        backward_dq=sizes[1],
-        backward_dkv=sizes[2],
+        forward=sizes.forward,
+        backward_dq=sizes.backward_dq,
+        backward_dkv=sizes.backward_dkv,
         packs_heads=packs_heads,
     )
 
@@ -146,7 +146,7 @@ def block_of(program: Program, request: Request) -> tuple[int, int]:
     """Queries and keys of a tile of the forward, by which the order of a call is chosen."""
     if request.backend == "torch":
         return TORCH_BOX
-    forward, *_ = configs(request, work_of(value_of(program), program.mask))
+    forward = configs(request, work_of(value_of(program), program.mask)).forward
     return forward.block_m, forward.block_n
 
 
