@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint fmt types pytest sweep test-triton-min test-gpu bench clean
+.PHONY: help setup demo test lint fmt types pytest sweep record test-triton-min test-gpu bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -53,6 +53,9 @@ fmt: $(STAMP)  ## format Python and .attn files
 sweep: $(STAMP)  ## more random programs and masks, more dtypes (long)
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m sweep
 
+record: $(STAMP)  ## what kernels take on sm_90, compiled and written down anew; prints what changed
+	@$(BIN)/python tests/codegen/resources.py --processes $(WORKERS)
+
 test-triton-min:  ## the tests with the oldest Triton supported (TRITON=3.6.0), in .venv-min
 	@# The interpreter of Triton 3.6 reads scalars in a way that NumPy 2.4 no longer allows.
 	@test -x .venv-min/bin/python || $(PYTHON) -m venv .venv-min
@@ -63,8 +66,8 @@ test-triton-min:  ## the tests with the oldest Triton supported (TRITON=3.6.0), 
 test-gpu: $(STAMP)  ## all examples on a CUDA GPU, in fp16 and bf16
 	@$(BIN)/python tests/gpu/run.py
 
-bench: $(STAMP)  ## compile times and CPU times
-	@$(BIN)/attndsl bench
+bench: $(STAMP)  ## measure it against its peers, all suites in their quick form, with all threads
+	@env -u OMP_NUM_THREADS $(BIN)/attndsl bench --quick
 
 clean:  ## remove what the targets above made
 	@rm -rf .venv .venv-min build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, cast
 
 from attndsl.plan.kernel_plan import KernelPlan
@@ -58,12 +59,25 @@ class Generator(Protocol):
         ...
 
     def kernels(self, plan: KernelPlan) -> tuple[KernelSpec, ...]:
-        """The module's device kernels, in the order in which they run; none for torch."""
+        """The module's device kernels, in the order in which they run; none on a CPU."""
         ...
 
 
+class Native(Generator, Protocol):
+    """A generator whose modules are built by a compiler of the machine."""
+
+    def is_ready(self, folder: Path) -> bool:
+        """Whether a small source can be built; what is built is kept in the folder."""
+        ...
+
+
+def load_native(package: str, name: str) -> Native:
+    """The generator `name` ("cpp") of a package."""
+    return cast(Native, importlib.import_module(f"{package}.{name}"))
+
+
 def load(package: str, name: str) -> Generator:
-    """The generator `name` ("triton", "torch") of a package such as "attndsl.codegen"."""
+    """The generator `name` ("triton", "torch", "cpp") of a package such as "attndsl.codegen"."""
     return cast(Generator, importlib.import_module(f"{package}.{name}"))
 
 

@@ -27,6 +27,7 @@ attndsl: a compiler for attention
   attndsl show FILE         draw its mask and what is skipped, here or as an image
   attndsl diff A B          are two masks equal, is one inside the other, and where they differ
   attndsl emit FILE         print any stage, from its tree to SASS and resources
+  attndsl tune FILE         find the fastest sizes of its kernels on this GPU, for later calls
   attndsl bench [SUITE]     measure it against its peers
 
   attndsl COMMAND --help    the options of a command
@@ -105,6 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     _show_options(add("show", _show, "Draws the mask and its tiles."))
     about = "Says whether two masks are equal, and shows a pair where they differ."
     _diff_options(add("diff", _diff, about, file=False))
+    about = "Measures the sizes of a program's kernels on a GPU; later calls use the fastest."
+    _tune_options(add("tune", _tune, about))
     _bench_options(add("bench", _bench, "Measures attndsl against its peers.", file=False))
     return parser
 
@@ -193,7 +196,7 @@ def _emit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head-dim", type=_count, default=128, metavar="N")
     parser.add_argument("--value-dim", type=_count, metavar="N")
     parser.add_argument("--kernel", metavar="NAME", help="only this one: forward, backward_dq, ...")
-    parser.add_argument("--backend", choices=("triton", "torch"), default="triton")
+    parser.add_argument("--backend", choices=("triton", "torch", "cpp"), default="triton")
     parser.add_argument("--json", action="store_true")
 
 
@@ -201,7 +204,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     _size_options(parser, 1024)
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
     parser.add_argument("--device", help="cuda where there is one, else cpu")
-    parser.add_argument("--backend", choices=("auto", "triton", "torch"), default="auto")
+    parser.add_argument("--backend", choices=("auto", "triton", "torch", "cpp"), default="auto")
     parser.add_argument("--json", action="store_true")
 
 
@@ -234,15 +237,46 @@ def _diff_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tries", type=_count, default=400, metavar="N", help="random calls")
 
 
-def _bench_options(parser: argparse.ArgumentParser) -> None:
-    suites = ("cpu", "masks", "routing", "sparsity", "startup")
-    parser.add_argument("suite", nargs="?", choices=suites, help="all unless given")
-    about = "of the suite `routing`: tokens, such as 8k 64k"
-    parser.add_argument("--lengths", nargs="+", type=_extent, metavar="N", help=about)
-    parser.add_argument(
-        "--device", help="of the suite `routing`: cuda where there is one, else cpu"
-    )
+def _tune_options(parser: argparse.ArgumentParser) -> None:
+    _size_options(parser, 4096)
+    parser.add_argument("--length", type=_extent, metavar="N", help="queries and keys; 4096")
+    parser.add_argument("--dtype", choices=tuple(DTYPES)[:3], default="bf16")
+    parser.add_argument("--device", help="the GPU: cuda unless given")
+    about = "kernels whose results need not be the same bits in every run"
+    parser.add_argument("--nondeterministic", action="store_true", help=about)
+    about = "time nothing: list the candidates with registers, spills and shared memory"
+    parser.add_argument("--dry-run", action="store_true", help=about)
+    targets = ("sm_80", "sm_90", "sm_100", "gfx942")
+    about = "of a dry run; sm_90 unless given"
+    parser.add_argument("--target", choices=targets, help=about)
+    kernels = ("forward", "backward_dq", "backward_dkv")
+    about = "of a dry run: only the candidates of this one"
+    parser.add_argument("--kernel", choices=kernels, help=about)
+    about = "print the winners as rows of the table of defaults"
+    parser.add_argument("--table", action="store_true", help=about)
     parser.add_argument("--json", action="store_true")
+
+
+def _bench_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help="all unless given; see --list")
+    parser.add_argument("--list", action="store_true", help="the suites, with a line about each")
+    parser.add_argument("--quick", action="store_true", help="a few cases, a few turns of each")
+    parser.add_argument("--device", help="cuda where there is one, else cpu")
+    about = "tokens instead of the suite's, such as 8k 64k"
+    parser.add_argument("--lengths", nargs="+", type=_extent, metavar="N", help=about)
+    about = "instead of the suite's"
+    parser.add_argument("--dtype", nargs="+", choices=tuple(DTYPES), help=about)
+    about = "masks with one of these in their names"
+    parser.add_argument("--only", nargs="+", metavar="MASK", help=about)
+    about = "instead of all: flex and tuned (FlexAttention), sdpa, dense"
+    parser.add_argument(
+        "--peers", nargs="*", choices=("flex", "tuned", "sdpa", "dense"), help=about
+    )
+    about = "attndsl with sizes of the table, measured now, not deterministic, by PyTorch"
+    variants = ("table", "tuned", "fast", "torch")
+    parser.add_argument("--ours", nargs="*", choices=variants, help=about)
+    parser.add_argument("--json", metavar="FILE", help="every figure; - prints that alone")
+    parser.add_argument("--plot", metavar="FILE", help="speed over length: .svg or .png")
 
 
 # -- commands -------------------------------------------------------------------------------
@@ -347,10 +381,12 @@ def _emit(options: argparse.Namespace) -> int:
     return FINE
 
 
-def _load(options: argparse.Namespace, backend: str = "auto") -> Attention:
+def _load(
+    options: argparse.Namespace, backend: str = "auto", deterministic: bool = True
+) -> Attention:
     from attndsl.report.files import load
 
-    return load(options.file, options.name, dict(options.const), backend)
+    return load(options.file, options.name, dict(options.const), backend, deterministic)
 
 
 def _sizes(options: argparse.Namespace) -> Sizes:
@@ -436,16 +472,55 @@ def _diff(options: argparse.Namespace) -> int:
     return {True: FINE, False: WRONG, None: OPEN}[found.are_equal]
 
 
-def _bench(options: argparse.Namespace) -> int:
-    from attndsl.report.bench.suites import SUITES, measure
+def _tune(options: argparse.Namespace) -> int:
+    attention = _load(options, "triton", not options.nondeterministic)
+    sizes, dtype = _sizes(options), DTYPES[options.dtype]
+    if options.dry_run:
+        return _list_candidates(attention, sizes, dtype, options)
+    for option in ("target", "kernel"):
+        if getattr(options, option):
+            raise ArgumentError(f"--{option} is an option of --dry-run")
+    from attndsl.report.tuning.tune import tune
 
-    names = [options.suite] if options.suite else list(SUITES)
-    reports = [measure(name, options.lengths, options.device) for name in names]
-    if options.json:
-        print(json.dumps([report.record for report in reports], indent=2))
-    else:
-        print("\n\n".join(report.text for report in reports))
-    return FINE if all(report.passed for report in reports) else WRONG
+    given, seed = dict(options.set), options.seed
+    found = tune(attention, sizes, given, dtype=dtype, device=options.device, seed=seed)
+    text = found.rows() if options.table else found.text
+    print(json.dumps(found.record, indent=2) if options.json else text)
+    return FINE if found.passed else WRONG
+
+
+def _list_candidates(
+    attention: Attention, sizes: Sizes, dtype: str, options: argparse.Namespace
+) -> int:
+    from attndsl.plan.budget import KERNELS
+    from attndsl.report.tuning.dry import dry_run
+
+    found = dry_run(
+        attention,
+        target=options.target or "sm_90",
+        dtype=dtype,
+        head_dim=sizes.head_dim,
+        value_dim=sizes.value_dim,
+        kernels=(options.kernel,) if options.kernel else KERNELS,
+    )
+    print(json.dumps(found.record, indent=2) if options.json else found.text)
+    return FINE
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from attndsl.report.bench.command import Wishes, bench, listing
+
+    if options.list:
+        print(listing())
+        return FINE
+    names = ("device", "lengths", "only", "quick")
+    given = {name: getattr(options, name) for name in names if getattr(options, name)}
+    for name in ("peers", "ours"):  # none of them is a wish, too
+        if getattr(options, name) is not None:
+            given[name] = getattr(options, name)
+    if options.dtype:
+        given["dtype"] = [DTYPES[name] for name in options.dtype]
+    return FINE if bench(Wishes(options.suites, given, options.json, options.plot)) else WRONG
 
 
 def _version() -> str:

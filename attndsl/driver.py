@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import textwrap
 
-from attndsl.diagnostics import ArgumentError, did_you_mean
+from attndsl.diagnostics import ArgumentError
 from attndsl.runtime.attention import Attention
+from attndsl.runtime.settings import checked
 from attndsl.source import Source
-
-BACKENDS = ("auto", "triton", "torch")
 
 
 def compile(
@@ -18,13 +17,22 @@ def compile(
     *,
     text: str | None = None,
     backend: str = "auto",
+    tune: str = "auto",
+    deterministic: bool = True,
     **consts: bool | int | float,
 ) -> Attention:
     """The attention of a program.
 
     path     an .attn file; or text, the program itself
     name     which attention, where the program has several
-    backend  "triton", "torch", or "auto": triton for CUDA tensors, torch for others
+    backend  "triton", "torch", "cpp", or "auto": triton for CUDA tensors; for others cpp where
+             there is a compiler and the engine takes the call (docs/cpu.md), else torch
+    tune     how the sizes of Triton's kernels are chosen. "auto": those that `attndsl tune` has
+             stored for this program and device, else those of a table; "off": those of the table;
+             "max": the first call that needs them measures candidates on its own arguments, and
+             stores the fastest
+    deterministic  whether results are bitwise the same from run to run; False allows what is
+             faster and is not
     consts   values of const parameters
 
     Raises ProgramError where the program is wrong, ArgumentError where the arguments are.
@@ -33,11 +41,12 @@ def compile(
     from attndsl.semantics import analyse
     from attndsl.transform.simplify import simplify
 
-    check_choice(name, backend)
+    settings = checked(backend, tune, deterministic)
+    check_name(name)
     source = read(path, text)
     program = analyse(source, name, consts)
     program = simplify(program)
-    return Attention(program, backend)
+    return Attention(program, settings)
 
 
 def read(path: str | os.PathLike[str] | None, text: str | None) -> Source:
@@ -58,9 +67,6 @@ def read(path: str | os.PathLike[str] | None, text: str | None) -> Source:
     return load_source(place)
 
 
-def check_choice(name: object, backend: object) -> None:
+def check_name(name: object) -> None:
     if name is not None and not isinstance(name, str):
         raise ArgumentError(f"name: expected a str, got {type(name).__name__}")
-    if backend not in BACKENDS:
-        hint = did_you_mean(str(backend), BACKENDS) or f"it is one of {', '.join(BACKENDS)}"
-        raise ArgumentError(f"backend: unknown backend {backend!r}; {hint}")

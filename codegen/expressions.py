@@ -11,7 +11,7 @@ from attndsl.ir.ops import ATOM, OPS, PRODUCT, TEST, UNARY, Spelling, infix
 
 from .lines import Lines
 
-Dialect = Literal["torch", "triton"]
+Dialect = Literal["torch", "triton", "cpp"]
 LeafText = Callable[[Node, tuple[str, ...]], str]  # a leaf and the texts of its arguments
 Speller = Callable[[Node], Spelling]
 
@@ -43,7 +43,7 @@ def table_spelling(dialect: Dialect, node: Node) -> Spelling:
         if divisor.op == "const" and divisor.value != 0:
             return infix("//" if node.op == "floordiv" else "%", PRODUCT)
     entry = OPS[node.op]
-    spelling = entry.torch if dialect == "torch" else entry.triton
+    spelling = {"torch": entry.torch, "triton": entry.triton, "cpp": entry.cpp}[dialect]
     assert spelling is not None, node.op
     return spelling
 

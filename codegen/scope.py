@@ -52,15 +52,16 @@ def gradient_name(name: str) -> str:
 
 
 class Plainness:
-    """Which nodes are Python numbers at run time."""
+    """Which nodes are Python numbers at run time: those of the ops `leaves`, and what follows."""
 
-    def __init__(self) -> None:
+    def __init__(self, leaves: frozenset[str] = PLAIN_LEAVES) -> None:
+        self._leaves = leaves
         self._known: dict[Node, bool] = {}
 
     def is_plain(self, node: Node) -> bool:
         for below in unnamed((node,), self._known):
             if OPS[below.op].is_leaf:
-                self._known[below] = below.op in PLAIN_LEAVES
+                self._known[below] = below.op in self._leaves
             else:
                 self._known[below] = all(self._known[arg] for arg in below.args)
         return self._known[node]

@@ -11,6 +11,9 @@ import pytest
 # Before anything imports Triton: its interpreter runs kernels on CPU tensors. Tests that compile
 # for a GPU do so in processes of their own.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# Where a test does not ask for the C++ engine (tests/codegen/test_cpp*.py do), "auto" on a CPU is
+# PyTorch: each module of the other one is a build of a second or two.
+os.environ.setdefault("ATTNDSL_CXX", "")
 
 import hypothesis  # noqa: E402
 import torch  # noqa: E402

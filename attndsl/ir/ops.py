@@ -1,8 +1,9 @@
 """The op table: every operation of the IR, declared once.
 
 A signature is the kinds of the arguments and of the result: `ii->i` with b(ool), i(nt), f(loat).
-A spelling is a template in Python's syntax with its precedence; generators fill it. Names that
-start with `attn_` are helper functions that a generator writes into its output when used.
+A spelling is a template with its precedence; generators fill it. That of C++ has its syntax, the
+others Python's; precedences are Python's in all. Names that start with `attn_` are helper functions
+that a generator writes into its output when used.
 Derivatives stand in `transform/differentiate.py`, interval transfers in `analysis/intervals.py`;
 a test fails for an op that one of them lacks.
 """
@@ -57,6 +58,19 @@ def prefix(symbol: str) -> Spelling:
     return Spelling(f"{symbol}{{0}}", UNARY, (UNARY,))
 
 
+def bits(symbol: str) -> Spelling:
+    """C++'s `&` and `|`, which bind weaker than comparisons: anything but a name gets brackets."""
+    return Spelling(f"{{0}} {symbol} {{1}}", TEST + 1, (UNARY, UNARY))
+
+
+def strict_prefix(symbol: str) -> Spelling:
+    """A prefix that is never followed by another: C++ would read `--x` as one operator."""
+    return Spelling(f"{symbol}{{0}}", UNARY, (ATOM,))
+
+
+CHOICE = Spelling("{0} ? {1} : {2}", TEST + 1, (TEST + 2,) * 3)  # C++'s
+
+
 @dataclass(frozen=True)
 class Op:
     """One operation. Leaves (`signatures` empty) take their kind and meaning from the node."""
@@ -65,6 +79,7 @@ class Op:
     signatures: tuple[str, ...]
     torch: Spelling | None
     triton: Spelling | None
+    cpp: Spelling | None
 
     @property
     def arity(self) -> int:
@@ -75,8 +90,20 @@ class Op:
         return not self.signatures
 
 
-def op(name: str, signatures: str, torch: Spelling, triton: Spelling | None = None) -> Op:
-    return Op(name, tuple(signatures.split()), torch, triton or torch)
+def op(
+    name: str,
+    signatures: str,
+    torch: Spelling,
+    triton: Spelling | None = None,
+    cpp: Spelling | None = None,
+) -> Op:
+    """An operation; a spelling that is not given is torch's."""
+    return Op(name, tuple(signatures.split()), torch, triton or torch, cpp or torch)
+
+
+def function(name: str, signatures: str, torch: str, triton: str, cpp: str, arity: int = 1) -> Op:
+    """An operation that is a function everywhere, with these names."""
+    return op(name, signatures, call(torch, arity), call(triton, arity), call(cpp, arity))
 
 
 # attr: const: the value; index: "b" "h" "q" "k" "d", or a coordinate such as "q.y" (made by the
@@ -105,7 +132,7 @@ LEAVES: tuple[str, ...] = (
 OPS: dict[str, Op] = {
     entry.name: entry
     for entry in (
-        *(Op(name, (), None, None) for name in LEAVES),
+        *(Op(name, (), None, None, None) for name in LEAVES),
         op("add", "ii->i ff->f", infix("+", SUM)),
         op("sub", "ii->i ff->f", infix("-", SUM)),
         op("mul", "ii->i ff->f", infix("*", PRODUCT)),
@@ -116,32 +143,38 @@ OPS: dict[str, Op] = {
         # The float forms are Python's too: floor(x / y) and x - y * floor(x / y).
         op("floordiv_float", "ff->f", call("attn_floordiv_float", 2)),
         op("floormod_float", "ff->f", call("attn_floormod_float", 2)),
-        op("pow", "ff->f", call("torch.pow", 2), call("attn_pow", 2)),
-        op("neg", "i->i f->f", prefix("-")),
-        op("abs", "i->i f->f", call("torch.abs"), call("tl.abs")),
-        op("min", "ii->i ff->f", call("torch.minimum", 2), call("tl.minimum", 2)),
-        op("max", "ii->i ff->f", call("torch.maximum", 2), call("tl.maximum", 2)),
+        function("pow", "ff->f", "torch.pow", "attn_pow", "attn_pow", 2),
+        op("neg", "i->i f->f", prefix("-"), cpp=strict_prefix("-")),
+        function("abs", "i->i f->f", "torch.abs", "tl.abs", "attn_abs"),
+        function("min", "ii->i ff->f", "torch.minimum", "tl.minimum", "attn_min", 2),
+        function("max", "ii->i ff->f", "torch.maximum", "tl.maximum", "attn_max", 2),
         op("lt", "ii->b ff->b", compare("<")),
         op("le", "ii->b ff->b", compare("<=")),
         op("eq", "ii->b ff->b bb->b", compare("==")),
         op("ne", "ii->b ff->b bb->b", compare("!=")),
-        op("and", "bb->b", infix("&", BIT_AND)),
-        op("or", "bb->b", infix("|", BIT_OR)),
-        op("not", "b->b", prefix("~"), call("attn_not")),
-        op("where", "bii->i bff->f bbb->b", call("torch.where", 3), call("tl.where", 3)),
-        op("exp", "f->f", call("torch.exp"), call("tl.exp")),
-        op("exp2", "f->f", call("torch.exp2"), call("tl.exp2")),
-        op("log", "f->f", call("torch.log"), call("tl.log")),
-        op("log2", "f->f", call("torch.log2"), call("tl.log2")),
-        op("sqrt", "f->f", call("torch.sqrt"), call("tl.sqrt")),
-        op("rsqrt", "f->f", call("torch.rsqrt"), call("tl.rsqrt")),
-        op("sin", "f->f", call("torch.sin"), call("tl.sin")),
-        op("cos", "f->f", call("torch.cos"), call("tl.cos")),
-        op("tanh", "f->f", call("torch.tanh"), call("attn_tanh")),
-        op("erf", "f->f", call("torch.erf"), call("tl.erf")),
-        op("sigmoid", "f->f", call("torch.sigmoid"), call("tl.sigmoid")),
-        op("relu", "f->f", call("torch.relu"), call("attn_relu")),
-        op("softplus", "f->f", call("torch.nn.functional.softplus"), call("attn_softplus")),
+        op("and", "bb->b", infix("&", BIT_AND), cpp=bits("&")),
+        op("or", "bb->b", infix("|", BIT_OR), cpp=bits("|")),
+        op("not", "b->b", prefix("~"), call("attn_not"), strict_prefix("!")),
+        op("where", "bii->i bff->f bbb->b", call("torch.where", 3), call("tl.where", 3), CHOICE),
+        function("exp", "f->f", "torch.exp", "tl.exp", "attn_exp"),
+        function("exp2", "f->f", "torch.exp2", "tl.exp2", "attn_exp2"),
+        function("log", "f->f", "torch.log", "tl.log", "attn_log"),
+        function("log2", "f->f", "torch.log2", "tl.log2", "attn_log2"),
+        function("sqrt", "f->f", "torch.sqrt", "tl.sqrt", "attn_sqrt"),
+        function("rsqrt", "f->f", "torch.rsqrt", "tl.rsqrt", "attn_rsqrt"),
+        function("sin", "f->f", "torch.sin", "tl.sin", "attn_sin"),
+        function("cos", "f->f", "torch.cos", "tl.cos", "attn_cos"),
+        function("tanh", "f->f", "torch.tanh", "attn_tanh", "attn_tanh"),
+        function("erf", "f->f", "torch.erf", "tl.erf", "attn_erf"),
+        function("sigmoid", "f->f", "torch.sigmoid", "attn_sigmoid", "attn_sigmoid"),
+        function("relu", "f->f", "torch.relu", "attn_relu", "attn_relu"),
+        function(
+            "softplus",
+            "f->f",
+            "torch.nn.functional.softplus",
+            "attn_softplus",
+            "attn_softplus",
+        ),
         op("floor", "f->i", call("attn_floor")),
         op("ceil", "f->i", call("attn_ceil")),
         op("round", "f->i", call("attn_round")),  # halves to the even neighbour, as in Python

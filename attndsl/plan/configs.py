@@ -1,4 +1,4 @@
-"""Tiles, warps and stages by target, dtype and head dimension; chunks of a head dimension."""
+"""Tiles, warps and stages by target, dtype, head dimension and kind of work: the table."""
 
 from __future__ import annotations
 
@@ -6,41 +6,12 @@ from dataclasses import replace
 from typing import Literal
 
 from attndsl.ir.nodes import SCORE, Node, is_const, topological
-from attndsl.plan.kernel_plan import Chunk, Config, Request, Sizes
+from attndsl.plan.chunks import NARROWEST as NARROWEST
+from attndsl.plan.chunks import chunks as chunks
+from attndsl.plan.kernel_plan import Config, Request, Sizes
 
 LONG_MASK = 4  # nodes of a mask that differ from pair to pair; one that has more counts as work
 LONGEST_MASK = 8  # of one that has more, a tile is as small as where pairs look something up
-NARROWEST = 16  # rows or columns: the least that a matrix instruction takes
-
-
-def chunks(dim: int) -> tuple[Chunk, ...]:
-    """A head dimension as powers of two, largest first, none of them narrower than 16 columns.
-
-    Where that saves nothing over one chunk of the next power of two, it is one chunk.
-
-    >>> [(c.start, c.width, c.valid) for c in chunks(96)]
-    [(0, 64, 64), (64, 32, 32)]
-    >>> [(c.start, c.width, c.valid) for c in chunks(72)]
-    [(0, 64, 64), (64, 16, 8)]
-    >>> [(c.start, c.width, c.valid) for c in chunks(20)]
-    [(0, 32, 20)]
-    """
-    whole = NARROWEST
-    while whole < dim:
-        whole *= 2
-    parts: list[Chunk] = []
-    start = 0
-    while start < dim:
-        width = NARROWEST
-        while width * 2 <= dim - start:
-            width *= 2
-        parts.append(Chunk(start, width, min(width, dim - start)))
-        start += width
-    if sum(part.width for part in parts) >= whole:
-        return (Chunk(0, whole, dim),)
-    return tuple(parts)
-
-
 Table = tuple[tuple[int, Sizes], ...]
 Work = Literal["plain", "masked", "tables", "dots"]
 
@@ -72,10 +43,8 @@ def configs(request: Request, work: Work = "plain") -> Sizes:
     `block_m` counts queries and `block_n` keys in all three.
     """
     widest = max(request.head_dim, request.value_dim)
-    if request.sizes is not None:
-        return request.sizes
-    if request.backend == "torch":
-        return TORCH
+    if request.backend in ON_CPU:
+        return ON_CPU[request.backend]
     if request.target == "interpreter":
         return INTERPRETER
     if request.dtype == "float32":
@@ -152,16 +121,23 @@ def least_columns(request: Request) -> int:
 
 # Blocks of the PyTorch engine are chosen by that engine; these only bound its memory.
 TORCH = Sizes(*(Config(256, 256, 1, 1),) * 3)
+# Rows are worked on six at a time; a tile of float32 scores is 24 KiB, half of a CPU's L1 cache.
+CPP = Sizes(*(Config(48, 128, 1, 1),) * 3)
+ON_CPU = {"torch": TORCH, "cpp": CPP}
 
 # Small enough that a test of 33 tokens meets several tiles.
 INTERPRETER = Sizes(Config(32, 16, 1, 1), Config(32, 16, 1, 1), Config(16, 32, 1, 1))
+
+# Where the tables come from: sizes were compiled for their targets, and chosen among those that
+# spill no registers; none has been timed on a card yet. `attndsl tune FILE --table` prints rows
+# that were measured, each below a line with its source, which is to be kept.
 
 # (widest head dimension, configurations), by work. No kernel of the examples spills with these, in
 # bf16 and fp16, and each tl.dot becomes wgmma.
 HOPPER: dict[Work, Table] = {
     "plain": (
         (64, Sizes(Config(128, 128, 8, 3), Config(128, 64, 8, 3), Config(64, 128, 8, 3))),
-        (128, Sizes(Config(128, 128, 8, 2), Config(128, 64, 8, 2), Config(32, 128, 8, 2))),
+        (128, Sizes(Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(32, 128, 8, 2))),
         (192, Sizes(Config(128, 64, 8, 2), Config(64, 64, 8, 1), Config(32, 64, 8, 2))),
         (256, Sizes(Config(128, 32, 8, 2), Config(64, 32, 8, 1), Config(16, 64, 8, 1))),
     ),
@@ -190,6 +166,8 @@ HOPPER_GATHERED: dict[bool, tuple[tuple[int, tuple[int, int, int]], ...]] = {
     False: ((64, (128, 64, 64)), (128, (64, 32, 32)), (192, (32, 16, 16)), (256, (16, 16, 16))),
 }
 PACKED_COLUMNS = 64  # the most of a tile that heads share, in forward and backward_dkv on sm_90
+# Other cards of NVIDIA, written for sm_80; where a card has less shared memory, the planner takes
+# stages and parts of tiles away (`budget.py`).
 DEFAULT: Table = (
     (64, Sizes(Config(128, 64, 4, 3), Config(64, 64, 4, 2), Config(64, 64, 4, 2))),
     (128, Sizes(Config(128, 64, 8, 2), Config(64, 64, 8, 2), Config(64, 64, 8, 2))),

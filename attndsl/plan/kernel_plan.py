@@ -11,11 +11,13 @@ from attndsl.analysis.facts import TileFacts as TileFacts
 from attndsl.analysis.summaries import Summary as Summary
 from attndsl.ir.nodes import Node, topological
 from attndsl.ir.program import Grid, Program, Routed
+from attndsl.plan.shifts import Shift as Shift
+from attndsl.plan.spans import Span as Span
 
 Level = Literal["program", "row", "column", "pair"]
 Strategy = Literal["ranges", "lists"]
 Order = Literal["linear", "boxes"]
-Shape = Literal["peeled", "specialised"]
+Shape = Literal["peeled", "described", "specialised"]
 
 # Tiles in a list of one tile of the other axis: memory grows with the length, not with its square.
 # A tile with more of them visits all from the first to the last of them.
@@ -27,6 +29,7 @@ class Config:
     """Sizes of one kernel: rows and columns of a tile, warps, pipeline stages; and its shape.
 
     peeled       one loop over full tiles, one over those that test their pairs
+    described    the same loops; keys and values (queries) come by descriptors. sm_90 only
     specialised  one loop that selects by the mask; keys and values (queries) come by descriptors,
                  and warps are split into one that loads and others that compute. sm_90 only
     """
@@ -40,11 +43,16 @@ class Config:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The configurations of the kernels of a module."""
+    """The configurations of the kernels of a module.
+
+    backward_fused  of the kernel that makes what backward_dq and backward_dkv make; None where
+                    these two were measured to be faster
+    """
 
     forward: Config
     backward_dq: Config
     backward_dkv: Config
+    backward_fused: Config | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Request:
 
     A length, a parameter's value or a tensor's content is no part of it.
 
-    backend        "triton" or "torch"
+    backend        "triton", "torch" or "cpp"
     target         "cpu", "interpreter", "sm_90", "gfx942", ...
     dtype          "float16", "bfloat16", "float32" or "float64": query, key and value
     head_dim       D; value_dim  Dv
@@ -114,6 +122,31 @@ def decides_by_float(node: Node) -> bool:
 
 
 @dataclass(frozen=True)
+class Decode:
+    """How calls of few queries run: tiles of few rows, whose keys are split among programs.
+
+    tiles        configurations by how many rows a tile has, fewest first; all have as many keys.
+                 A call has no more queries than the last of them has rows
+    resident     programs that a multiprocessor should hold at once
+    packs_heads  whether the heads of a group share tiles: rows are pairs of a query and a head
+    knows_reach  whether the host can tell from shapes and scalars how many keys are reached
+    windows      the tile of a program that goes over many sequences of one tile each; None where
+                 programs have one
+    """
+
+    tiles: tuple[Config, ...]
+    resident: int
+    packs_heads: bool
+    knows_reach: bool
+    windows: Config | None = None
+
+    @property
+    def widest(self) -> Config:
+        """The tile with the most rows."""
+        return self.tiles[-1]
+
+
+@dataclass(frozen=True)
 class KernelPlan:
     """The decisions for one (program, request).
 
@@ -127,6 +160,10 @@ class KernelPlan:
     sink_partials, output_partials   the same for the sink and for `output`
     output_by_out  derivative of `output` by `out`; None where there is no `output`
     keys, queries  segments of keys for a tile of queries; of queries for a tile of keys
+    key_span, query_span   where the mask is a run of keys for each row, or of queries for each
+                   column: that run. None where it is not, or where tiles are no runs
+    shift          where weights are softmax, `value` as the sum of what pairs compute and of what
+                   is the same for all keys of a tile; None where there is nothing of the kind
     tile           tri-state facts of a rectangle, over its ends and the summaries
     summaries      what of the mask is computed per block of positions before the kernels run
     strategy       how a kernel finds its tiles: "ranges", from the segments alone; "lists", from
@@ -142,8 +179,11 @@ class KernelPlan:
     gathered       of such a plan, what it was made of: its tiles hold the queries whose lists name
                    one block, and the keys of that block. The facts of a tile are over the ends of
                    both and have no summaries; a mask that holds for all that lists name is `true`
-    packs_heads    of such a plan, whether the heads of a group share its tiles: the rows of a tile
-                   are pairs of a query and a head, so that "h" differs from row to row
+    packs_heads    of such a plan, or of one for few queries, whether the heads of a group share its
+                   tiles: rows are pairs of a query and a head, so that "h" differs from row to row
+    backward_fused   of the kernel that does the work of backward_dq and backward_dkv, where these
+                   do not run; else None, and `separate_because` says why
+    decode         how calls of few queries run; None where they run like all others
     """
 
     program: Program
@@ -171,6 +211,12 @@ class KernelPlan:
     routed: KernelPlan | None = None
     gathered: Routed | None = None
     packs_heads: bool = False
+    decode: Decode | None = None
+    key_span: Span | None = None
+    query_span: Span | None = None
+    shift: Shift | None = None
+    backward_fused: Config | None = None
+    separate_because: str = ""
 
     @property
     def row_indices(self) -> frozenset[str]:
@@ -185,6 +231,14 @@ class KernelPlan:
     def form(self) -> str:
         """ "softmax", "normalize" or "elementwise"."""
         return self.program.weights.form
+
+    @property
+    def configs(self) -> tuple[tuple[str, Config], ...]:
+        """The kernels that loop over tiles of pairs, by name."""
+        if self.backward_fused is not None:
+            return ("forward", self.forward), ("backward_fused", self.backward_fused)
+        kernels = ("backward_dq", self.backward_dq), ("backward_dkv", self.backward_dkv)
+        return ("forward", self.forward), *kernels
 
     @property
     def may_fuse(self) -> bool:

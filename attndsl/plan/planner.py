@@ -15,8 +15,16 @@ from attndsl.analysis.summaries import Summarised, Summary, summarise
 from attndsl.analysis.tiles import classify
 from attndsl.ir.nodes import OUT, SCORE, TRUE, Node, find, substitute, topological
 from attndsl.ir.program import Grid, Program, Routed
+from attndsl.plan.backward import config_of as fused_config
+from attndsl.plan.backward import kind_of, with_backward
+from attndsl.plan.budget import KERNELS, fitted_to_memory
 from attndsl.plan.configs import chunks, configs, fitted, work_of
-from attndsl.plan.kernel_plan import KernelPlan, Leaf, Level, Request, Sizes, Strategy
+from attndsl.plan.decode import decode_of
+from attndsl.plan.described import described
+from attndsl.plan.kernel_plan import Config, KernelPlan, Leaf, Level, Request, Sizes, Strategy
+from attndsl.plan.shapes import may_describe, may_have_shape
+from attndsl.plan.shifts import shift_of
+from attndsl.plan.spans import span_of
 from attndsl.transform.differentiate import differentiate
 from attndsl.transform.simplify import simplified
 
@@ -30,11 +38,11 @@ def plan(program: Program, request: Request) -> KernelPlan:
     """The plan of a simplified program for a request."""
     logit = program.score
     value = value_of(program)
-    sizes = configs(request, work_of(value, program.mask))
+    sizes = request.sizes or table_sizes(program, request)
     output = program.output
     sink = program.weights.sink
     tiles = tiles_of(program, request)
-    return KernelPlan(
+    found = KernelPlan(
         program=program,
         request=request,
         value=value,
@@ -58,7 +66,46 @@ def plan(program: Program, request: Request) -> KernelPlan:
         backward_dq=sizes.backward_dq,
         backward_dkv=sizes.backward_dkv,
         routed=routed_plan(program, request),
+        shift=shift_of(value) if may_shift(program, request) else None,
+        key_span=span_of(tiles.keys, "q") if tiles.strategy == "ranges" else None,
+        query_span=span_of(tiles.queries, "k") if tiles.strategy == "ranges" else None,
     )
+    for name in KERNELS:
+        config: Config = getattr(found, name)
+        is_legal = may_have_shape(program, request, name, config)
+        assert is_legal, f"{name} may not have the shape {config.shape}: {config}"
+    return with_backward(replace(found, decode=decode_of(found)))
+
+
+@lru_cache(maxsize=1024)
+def table_sizes(program: Program, request: Request) -> Sizes:
+    """The configurations of the tables, as the target has room for them: those of a request without
+    measured ones. Kernels that may read by descriptors do where the table for these has them."""
+    found = peeled_sizes(program, request)
+    row = described(request, value_of(program), program.mask)
+    for name, config in zip(KERNELS, row, strict=True):
+        if config is not None and may_describe(program, request, name, config):
+            found = replace(found, **{name: config})
+    return found
+
+
+def peeled_sizes(program: Program, request: Request) -> Sizes:
+    """The configurations of the table of peeled loops that read by pointer."""
+    value = value_of(program)
+    work = work_of(value, program.mask)
+    if work == "plain" and max(request.head_dim, request.value_dim) > 64:
+        # A bias by distance keeps a number for each column of a tile in registers.
+        work = "masked" if may_shift(program, request) and shift_of(value) else work
+    found = configs(request, work)
+    if request.backend != "triton":
+        return found
+    if request.target != "interpreter":
+        for name in KERNELS:
+            config = fitted_to_memory(program, request, name, getattr(found, name))
+            found = replace(found, **{name: config})
+    kind = kind_of(request, work)
+    fused = None if request.deterministic else fused_config(request, kind)
+    return replace(found, backward_fused=fused)
 
 
 def routed_plan(program: Program, request: Request) -> KernelPlan | None:
@@ -69,10 +116,10 @@ def routed_plan(program: Program, request: Request) -> KernelPlan | None:
     routed = program.routed
     mask = TRUE if implies(routed.where, routed.mask) else routed.mask
     found = plan(replace(program, mask=mask, routed=None), request)
-    sizes = Sizes(found.forward, found.backward_dq, found.backward_dkv)
+    sizes = request.sizes or peeled_sizes(found.program, request)
     packs_heads = request.backend == "triton" and may_pack_heads(routed, mask, found.value)
     sizes = fitted(request, found.value, routed.columns, packs_heads, sizes)
-    return replace(
+    gathered = replace(
         found,
         gathered=routed,
         tile=classify(mask),
@@ -82,7 +129,12 @@ def routed_plan(program: Program, request: Request) -> KernelPlan | None:
         backward_dq=sizes.backward_dq,
         backward_dkv=sizes.backward_dkv,
         packs_heads=packs_heads,
+        decode=None,
+        key_span=None,
+        query_span=None,
+        shift=None,
     )
+    return with_backward(gathered)
 
 
 def may_pack_heads(routed: Routed, mask: Node, value: Node) -> bool:
@@ -93,6 +145,11 @@ def may_pack_heads(routed: Routed, mask: Node, value: Node) -> bool:
     return routed.per_group and not any(
         level_of(node) == "column" and "h" in node.varies for node in reads
     )
+
+
+def may_shift(program: Program, request: Request) -> bool:
+    """Whether kernels subtract something from every logit, and keys of a tile are neighbours."""
+    return request.backend == "triton" and not program.weights.value and request.order == "linear"
 
 
 def value_of(program: Program) -> Node:
@@ -146,7 +203,7 @@ def block_of(program: Program, request: Request) -> tuple[int, int]:
     """Queries and keys of a tile of the forward, by which the order of a call is chosen."""
     if request.backend == "torch":
         return TORCH_BOX
-    forward = configs(request, work_of(value_of(program), program.mask)).forward
+    forward = (request.sizes or table_sizes(program, request)).forward
     return forward.block_m, forward.block_n
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attndsl.ir.nodes import Node, topological
 from attndsl.ir.text import describe
-from attndsl.plan.kernel_plan import Chunk, Config, KernelPlan, Leaf, Segment
+from attndsl.plan.kernel_plan import Chunk, Config, Decode, KernelPlan, Leaf, Segment
 
 
 def dump(plan: KernelPlan) -> str:
@@ -27,6 +27,9 @@ def dump(plan: KernelPlan) -> str:
         f"value {numbers[plan.value]} by score {numbers[plan.raw_partial]}",
         f"logit {numbers[plan.logit]} may_be_masked={plan.may_be_masked_by_score}",
     ]
+    if plan.shift is not None:
+        value, by_rows = numbers[plan.shift.value], numbers[plan.shift.rows]
+        rows.append(f"shift {value} of pairs {by_rows} of rows")
     for what, leaves in named_leaves(plan):
         rows += [
             f"{what} {numbers[leaf.node]} partial {numbers[leaf.partial]} level {leaf.level}"
@@ -40,6 +43,11 @@ def dump(plan: KernelPlan) -> str:
             f"{numbers[s.full_hi]})"
             for s in segments
         ]
+    rows += [
+        f"{what} span [{numbers[span.lo]}, {numbers[span.hi]})"
+        for what, span in (("key", plan.key_span), ("query", plan.query_span))
+        if span is not None
+    ]
     rows.append(f"tile possible {numbers[plan.tile.possible]} certain {numbers[plan.tile.certain]}")
     rows += [
         f"summary {s.number} {numbers[s.node]} over {','.join(s.axes)}"
@@ -50,14 +58,10 @@ def dump(plan: KernelPlan) -> str:
     rows += [f"loss {numbers[loss.node]} {loss.reason}" for loss in plan.losses]
     rows.append(f"query chunks {chunk_text(plan.query_chunks)}")
     rows.append(f"value chunks {chunk_text(plan.value_chunks)}")
-    rows += [
-        f"{what} {config_text(config)}"
-        for what, config in (
-            ("forward", plan.forward),
-            ("backward_dq", plan.backward_dq),
-            ("backward_dkv", plan.backward_dkv),
-        )
-    ]
+    rows += [f"{what} {config_text(config)}" for what, config in plan.configs]
+    if plan.separate_because:
+        rows.append(f"separate because {plan.separate_because}")
+    rows += decode_rows(plan.decode)
     text = "\n".join([*rows, ""])
     routed = plan.program.routed
     if plan.routed is None or routed is None:
@@ -67,9 +71,25 @@ def dump(plan: KernelPlan) -> str:
     return f"{text}routed by {routed.lists} per {per}{shared}\n{dump(plan.routed)}"
 
 
+def decode_rows(decode: Decode | None) -> list[str]:
+    """How calls of few queries run."""
+    if decode is None:
+        return []
+    rows = [f"decode {config_text(tile)}" for tile in decode.tiles]
+    rows.append(
+        f"decode resident {decode.resident} packs_heads={decode.packs_heads} "
+        f"knows_reach={decode.knows_reach}"
+    )
+    if decode.windows is not None:
+        rows.append(f"windows {config_text(decode.windows)}")
+    return rows
+
+
 def roots(plan: KernelPlan) -> list[Node]:
     """Every node that the plan names, in a fixed order."""
     found = [plan.program.mask, plan.value, plan.raw_partial, plan.logit]
+    if plan.shift is not None:
+        found += [plan.shift.value, plan.shift.rows]
     for _, leaves in named_leaves(plan):
         for leaf in leaves:
             found += [leaf.node, leaf.partial]
@@ -77,6 +97,8 @@ def roots(plan: KernelPlan) -> list[Node]:
         found.append(plan.output_by_out)
     for segment in (*plan.keys, *plan.queries):
         found += ends(segment)
+    for span in (plan.key_span, plan.query_span):
+        found += [span.lo, span.hi] if span is not None else []
     found += [summary.node for summary in plan.summaries]
     found += [loss.node for loss in plan.losses]
     return [*found, plan.tile.possible, plan.tile.certain]
@@ -105,5 +127,5 @@ def chunk_text(chunks: tuple[Chunk, ...]) -> str:
 def config_text(config: Config) -> str:
     return (
         f"tile {config.block_m}x{config.block_n} warps {config.num_warps} "
-        f"stages {config.num_stages}"
+        f"stages {config.num_stages}" + (f" {config.shape}" if config.shape != "peeled" else "")
     )

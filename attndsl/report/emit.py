@@ -14,6 +14,7 @@ from attndsl.report.requests import request_for
 from attndsl.report.table import table
 from attndsl.transform.route import form_of, route
 
+LOOPS = ("full_loop", "partial_loop", "loading_loop")  # instructions in them
 COLUMNS = {  # of the table of resources: those that a family of targets has
     "sm_80": ("mma", "cp_async"),
     "sm_90": ("wgmma", "mma", "tma", "cp_async"),
@@ -89,7 +90,7 @@ def compiled(plan: KernelPlan, wish: Wish) -> Emitted:
 
     kernels = compile_kernels(plan, kernel=wish.kernel)
     if wish.stage == "resources":
-        names = ("registers", "spill_bytes", "shared_bytes", *COLUMNS[wish.target])
+        names = ("registers", "spill_bytes", "shared_bytes", *COLUMNS[wish.target], *LOOPS)
         records = [kernel.resources() for kernel in kernels]
         rows = [[r["kernel"], *(r[n] for n in names), r["num_warps"]] for r in records]
         titles = ["kernel", *(n.replace("_", " ") for n in names), "warps"]

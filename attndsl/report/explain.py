@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,7 @@ from attndsl.ir.program import Program, Scalar
 from attndsl.plan.kernel_plan import KernelPlan
 from attndsl.report.choices.call import Shown, routed_part, shown_call
 from attndsl.report.choices.text import Routing, attending_lines, choosing_lines, select_lines
+from attndsl.report.decode import decode_lines, plan_of_few, shared_visits
 from attndsl.report.kernels import has_tables, kernel_lines
 from attndsl.report.requests import request_for, target_here
 from attndsl.report.table import figure, share
@@ -27,10 +29,12 @@ from attndsl.report.tiles.formulas import formula
 from attndsl.report.tiles.orders import order_lines, plan_of_call
 from attndsl.report.tiles.ranges import box_lines, loss_lines, proof_lines, range_lines
 from attndsl.report.tiles.visits import MOST_ERROR, UNKNOWN, Visits, table_of_tiles, visits_of
+from attndsl.report.tuning.stored import with_stored_sizes
 from attndsl.runtime.arguments import check_input
 from attndsl.runtime.dims import write_type
 from attndsl.runtime.order import Order
 from attndsl.runtime.segments import reach_of
+from attndsl.runtime.settings import DEFAULTS, Settings
 from attndsl.runtime.views import View
 
 if TYPE_CHECKING:
@@ -82,7 +86,7 @@ def explain(
     shown = shown_call(attention.program, *given, inputs_of(query, key))
     target, width = target_here(attention), shown.seen.sizes["D"]
     dtype = "float32" if target == "cpu" else "bfloat16"
-    return describe(shown, target, dtype, width, width)
+    return describe(shown, target, dtype, width, width, attention.settings)
 
 
 def inputs_of(query: object, key: object) -> tuple[Tensor, Tensor] | None:
@@ -101,11 +105,20 @@ def gives_width(program: Program, given: Mapping[str, object]) -> bool:
 
 
 @torch.no_grad()
-def describe(shown: Shown, target: str, dtype: str, width: int, value_width: int) -> str:
+def describe(
+    shown: Shown,
+    target: str,
+    dtype: str,
+    width: int,
+    value_width: int,
+    settings: Settings = DEFAULTS,
+) -> str:
     """The whole report for the sizes and parameters of a call."""
     program, seen, routing = shown
     request = request_for(program, target, dtype, width, value_width)
+    request = replace(request, deterministic=settings.deterministic)
     plan, order = plan_of_call(program, request, seen)
+    plan, about_sizes = with_stored_sizes(plan, settings, (seen.sizes["Nq"], seen.sizes["Nk"]))
     source = program if routing is None else routing.program
     sections = [("", program_lines(source))]
     added: KernelPlan | None = None
@@ -119,7 +132,10 @@ def describe(shown: Shown, target: str, dtype: str, width: int, value_width: int
     if has_tiles(shown):
         sections += mask_sections(plan, seen, order, routing)
     sections += [
-        (f"kernels for {request.target}, {request.dtype}", kernel_lines(plan, added)),
+        (
+            f"kernels for {request.target}, {request.dtype}",
+            [*kernel_lines(plan, added), *decode_lines(plan, seen), *about_sizes],
+        ),
         ("gradients", gradient_lines(plan)),
         ("warnings", warning_lines(warnings_of(source))),
     ]
@@ -146,7 +162,7 @@ def mask_sections(
     plan: KernelPlan, seen: View, order: Order, routing: Routing | None
 ) -> list[Section]:
     """How the tiles of a mask are found, and how many there are."""
-    found = list(visits_of(plan, seen))
+    found = shared_visits(plan, seen, list(visits_of(plan_of_few(plan, seen), seen)))
     source = plan.program if routing is None else routing.program
     keys = () if plan.grid or routing is not None else plan.keys
     about = "" if routing is None else about_mask(routing)
@@ -335,7 +351,9 @@ def work_text(plan: KernelPlan, visits: Visits) -> str:
     width, value_width = plan.request.head_dim, plan.request.value_dim
     products = {
         "forward": width + value_width,
+        "decode": width + value_width,
         "backward": 3 * width + 2 * value_width,
+        "backward_fused": 3 * width + 2 * value_width,
         "backward_dq": 2 * width + value_width,
         "backward_dkv": 2 * width + 2 * value_width,
     }[visits.kernel]
@@ -414,6 +432,13 @@ def is_told(visits: Visits) -> bool:
 
 def gradient_lines(plan: KernelPlan) -> list[str]:
     rows = ["query, key and value without atomics: the same bits every time"]
+    if plan.backward_fused is not None:
+        rows = [
+            "query by atomic additions, in any order: the last bits may differ between runs",
+            "key and value without atomics: the same bits every time",
+        ]
+    elif not plan.request.deterministic and plan.request.backend == "triton":
+        rows.append(f"determinism was given up in vain: {plan.separate_because}")
     where: dict[str, list[str]] = {}
     levels = LEVELS | {"pair": IN_TABLES} if has_tables(plan) else LEVELS
     for leaf in plan.leaves:

@@ -82,15 +82,19 @@ def load_program(word: str, consts: Mapping[str, bool | int | float]) -> Program
 
 
 def load(
-    file: str, name: str | None, consts: Mapping[str, bool | int | float], backend: str = "auto"
+    file: str,
+    name: str | None,
+    consts: Mapping[str, bool | int | float],
+    backend: str = "auto",
+    deterministic: bool = True,
 ) -> Attention:
     """The compiled attention of a file."""
     import attndsl
 
-    reserved = {"path", "name", "text", "backend"} & set(consts)
+    reserved = {"path", "name", "text", "backend", "tune", "deterministic"} & set(consts)
     if reserved:
         raise ArgumentError(f"no const is called {', '.join(sorted(reserved))}")
-    given: dict[str, Any] = dict(consts)
+    given: dict[str, Any] = {**consts, "backend": backend, "deterministic": deterministic}
     if file == "-":
-        return attndsl.compile(None, name, text=read(file).text, backend=backend, **given)
-    return attndsl.compile(file, name, backend=backend, **given)
+        return attndsl.compile(None, name, text=read(file).text, **given)
+    return attndsl.compile(file, name, **given)

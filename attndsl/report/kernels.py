@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attndsl.plan.kernel_plan import Config, KernelPlan
 from attndsl.report.table import table
+from attndsl.report.tiles.visits import OWN_KEYS
 
 
 def kernel_lines(plan: KernelPlan, added: KernelPlan | None) -> list[str]:
@@ -11,7 +12,8 @@ def kernel_lines(plan: KernelPlan, added: KernelPlan | None) -> list[str]:
     plan of the pairs that lists add."""
     if plan.request.backend == "torch":
         return [
-            "PyTorch, in blocks of queries and keys: memory grows with the length, not its square"
+            "blocks of queries and keys: memory grows with the length, not its square;",
+            "counted for PyTorch's blocks: C++ has smaller ones, where there is a compiler for it",
         ]
     kernels = base_kernels(plan) if added is None or plan.keys else []
     if added is not None:
@@ -40,8 +42,9 @@ def base_kernels(plan: KernelPlan) -> list[tuple[str, Config, str]]:
     """Kernels that own a tile of rows or of keys: names, sizes, what they go over."""
     by_query = f"a program a tile of queries, {loop_text(plan, 'keys')}"
     by_key = f"a program a tile of keys, {loop_text(plan, 'queries')}"
-    kernels = [("forward", plan.forward, by_query), ("backward_dq", plan.backward_dq, by_query)]
-    kernels.append(("backward_dkv", plan.backward_dkv, by_key))
+    kernels = [
+        (name, config, by_key if name in OWN_KEYS else by_query) for name, config in plan.configs
+    ]
     if has_tables(plan):
         kernels.append(("backward_tables", plan.backward_dq, by_query))
     return kernels

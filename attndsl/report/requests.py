@@ -41,8 +41,8 @@ def request_for(
 
 
 def target_here(attention: Attention) -> str:
-    """The GPU of this machine, sm_90 where it has none; "cpu" where the backend is torch."""
-    if attention.backend == "torch":
+    """The GPU of this machine, sm_90 where it has none; "cpu" where the backend runs there."""
+    if attention.backend in ("torch", "cpp"):
         return "cpu"
     if torch.cuda.is_available() and torch.version.hip is None:
         major, minor = torch.cuda.get_device_capability()

@@ -10,13 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attndsl.diagnostics import ArgumentError, Diagnostic, did_you_mean
+from attndsl.diagnostics import ArgumentError, Diagnostic
 from attndsl.ir import text as ir_text
 from attndsl.ir.program import Program, Scalar
 from attndsl.ir.program import Tensor as TensorParameter
 from attndsl.plan.kernel_plan import Request
 from attndsl.reference import Call, attend
 from attndsl.runtime import arguments, cache, operators, routing, views
+from attndsl.runtime.engines import refusal_of
+from attndsl.runtime.settings import DEFAULTS, Settings, check_choice, parse
 from attndsl.transform.route import used_selects
 
 DTYPE_NAMES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
@@ -45,9 +47,11 @@ class Attention:
     torch.compile and torch.export.
     """
 
-    def __init__(self, program: Program, backend: str = "auto") -> None:
+    def __init__(self, program: Program, settings: Settings | str = DEFAULTS) -> None:
         self.program = program
-        self.backend = backend
+        self.settings = parse(settings) if isinstance(settings, str) else settings
+        self.backend = self.settings.backend
+        self._settings = self.settings.text
         self.name = program.name
         self.consts = dict(program.consts)
         self._handle = operators.register(program)
@@ -100,9 +104,6 @@ class Attention:
         arguments.refuse_forward_mode(*taken.inputs, *taken.tensors.values())
         ints, floats = arguments.pack(self._slots, taken.scalars)
         factor, floats, numbers = arguments.keep_symbolic(taken.factor, floats)
-        backend = self.backend
-        if backend == "auto":
-            backend = "triton" if taken.inputs[0].device.type == "cuda" else "torch"
         handle, tensors = self._handle, list(taken.tensors.values())
         numbered = (taken.q_number, taken.k_number)
         batched = (taken.q_offsets, taken.k_offsets, taken.k_len, numbers)
@@ -111,7 +112,15 @@ class Attention:
             parts = (query, key, tensors, ints, floats, *numbered, *batched)
             handle, tensors = routing.choose(self._readers, handle, *parts)
         out, _, stat = operators.forward(
-            *taken.inputs, tensors, ints, floats, factor, *numbered, *batched, handle, backend
+            *taken.inputs,
+            tensors,
+            ints,
+            floats,
+            factor,
+            *numbered,
+            *batched,
+            handle,
+            self._settings,
         )
         return (out, stat) if return_lse else out
 
@@ -322,13 +331,13 @@ class Attention:
         "triton" where that is "auto". Raises ArgumentError.
         """
         if backend is None:
-            backend = "torch" if self.backend == "torch" else "triton"
+            backend = "triton" if self.backend == "auto" else self.backend
         check_choice("kind", kind, ("forward", "backward"))
-        check_choice("backend", backend, ("triton", "torch"))
+        check_choice("backend", backend, ("triton", "torch", "cpp"))
         name = str(dtype).removeprefix("torch.")
         name = DTYPE_NAMES.get(name, name)
         widths = tuple(DTYPE_NAMES.values())
-        check_choice("dtype", name, widths if backend == "torch" else widths[:3])
+        check_choice("dtype", name, widths[:3] if backend == "triton" else widths)
         width = head_dim if value_dim is None else value_dim
         for argument, extent in (("head_dim", head_dim), ("value_dim", width)):
             check_width(argument, extent, backend)
@@ -336,6 +345,8 @@ class Attention:
         program = self.program
         if self._readers is not None:
             program = operators.program_of(self._readers.handles[()])
+        if backend == "cpp" and (reason := refusal_of(program, max(head_dim, width))):
+            raise ArgumentError(f'backend="cpp": {reason}; use backend="torch"')
         floats = tuple(t.name for t in program.tensors if t.kind == "float")
         request = Request(
             backend=backend,
@@ -346,6 +357,7 @@ class Attention:
             grads=floats if kind == "backward" else (),
             tensor_dtypes=tuple(TABLE_DTYPES[t.kind] for t in program.tensors),
             aligned=(head_dim * item) % 16 == 0 and (width * item) % 16 == 0,
+            deterministic=self.settings.deterministic,
         )
         return cache.generate(program, request)
 
@@ -366,7 +378,7 @@ class Attention:
             for slot in self._slots
         )
         consts = "".join(f", {name}={value!r}" for name, value in self.consts.items())
-        return f"<attention {self.name}({listed}) backend={self.backend!r}{consts}>"
+        return f"<attention {self.name}({listed}) {self.settings.shown}{consts}>"
 
     def __copy__(self) -> Attention:
         return self
@@ -376,13 +388,13 @@ class Attention:
 
     def __reduce__(self) -> tuple[object, ...]:
         # Nodes are interned and cannot be pickled; the text form reads back to the same ones.
-        return restore, (self._handle, self.program.doc, self.program.text, self.backend)
+        return restore, (self._handle, self.program.doc, self.program.text, self._settings)
 
 
-def restore(handle: str, doc: str, text: str, backend: str) -> Attention:
+def restore(handle: str, doc: str, text: str, settings: str) -> Attention:
     """The attention that was pickled."""
     program = dataclasses.replace(ir_text.parse(handle), doc=doc, text=text)
-    return Attention(program, backend)
+    return Attention(program, settings)
 
 
 def describe(program: Program) -> str:
@@ -393,12 +405,6 @@ def describe(program: Program) -> str:
         default = "" if slot.default is None else f" = {slot.default!r}"
         rows.append(f"    {slot.name}: {slot.declared}{default}")
     return "\n".join(rows)
-
-
-def check_choice(argument: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        hint = did_you_mean(str(value), known) or f"it is one of {', '.join(known)}"
-        raise ArgumentError(f"{argument}: unknown {value!r}; {hint}")
 
 
 def check_width(argument: str, width: object, backend: str) -> None:

@@ -19,6 +19,7 @@ import tempfile
 import threading
 import types
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -258,8 +259,23 @@ def private_directory(reason: str) -> Path:
     return temporary_directory(os.getpid())
 
 
+def release(handle: str, request: Request) -> None:
+    """Drop one module of this process; its file stays."""
+    with LOCK:
+        module = LOADED.pop((handle, request), None)
+        if module is not None:
+            sys.modules.pop(module.__name__, None)
+            linecache.cache.pop(str(module.__file__), None)
+
+
+# What else is read from the directory and kept in the process.
+ON_FORGET: list[Callable[[], None]] = []
+
+
 def forget() -> None:
-    """Drop the modules of this process, so that the next call reads them from disk again."""
+    """Drop what this process has read, so that the next call reads it from disk again."""
     with LOCK:
         LOADED.clear()
         FIXED.clear()
+        for drop in ON_FORGET:
+            drop()

@@ -1,18 +1,16 @@
 """The torch operators attndsl::forward and attndsl::backward.
 
 A call carries its program as text, so a graph that torch.compile or torch.export records is
-complete by itself. What differs between kernels is found from the arguments when they run.
+complete by itself; so does what was chosen for it (`runtime/settings.py`). What differs between
+kernels is found from the arguments when they run.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import os
-import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +19,7 @@ from attndsl.diagnostics import ArgumentError
 from attndsl.ir import text as ir_text
 from attndsl.ir.program import Program
 from attndsl.plan.kernel_plan import Request
-from attndsl.runtime import cache
+from attndsl.runtime import cache, tuned
 from attndsl.runtime.arguments import (
     check_backend,
     check_call,
@@ -30,11 +28,15 @@ from attndsl.runtime.arguments import (
     unpack,
 )
 from attndsl.runtime.dims import bind_dims
+from attndsl.runtime.engines import engine_of
 from attndsl.runtime.order import is_boxable_once, order_of_call
+from attndsl.runtime.settings import Settings, parse
+from attndsl.runtime.targets import target_of
+
+Number = bool | int | float
 
 PROGRAMS: dict[str, Program] = {}
 
-OLDEST_CUDA = (8, 0)  # compute capability: Ampere
 ALIGNMENT = 16  # bytes: one vector load or store
 
 
@@ -57,82 +59,109 @@ def program_of(handle: str) -> Program:
     return program
 
 
-@torch.library.custom_op("attndsl::forward", mutates_args=())
-def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    tensors: Sequence[Tensor],
-    ints: Sequence[int],
-    floats: Sequence[float],
-    scale: float,
-    q_offset: int,
-    k_offset: int,
-    q_offsets: Tensor | None,
-    k_offsets: Tensor | None,
-    k_len: Tensor | None,
-    numbers: Tensor | None,
-    program: str,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(out [B, H, Nq, Dv], raw, stat) as attndsl/backend.py describes them.
+# What both operators take; `numbers`, where it is given, holds scale and the floats: numbers that a
+# traced graph computes when it runs.
+SCHEMA = (
+    "Tensor query, Tensor key, Tensor value, Tensor[] tensors, SymInt[] ints, float[] floats, "
+    "float scale, SymInt q_offset, SymInt k_offset, Tensor? q_offsets, Tensor? k_offsets, "
+    "Tensor? k_len, Tensor? numbers, str program, str settings"
+)
 
-    ints and floats are the scalars in declared order, bools among the ints. `numbers`, where it is
-    given, holds scale and the floats: numbers that a traced graph computes when it runs.
+
+class Call(NamedTuple):
+    """The arguments of a call as operators take them, in the schema's order.
+
+    ints and floats are the scalars in declared order, bools among the ints.
     """
-    loaded = program_of(program)
-    scale, floats = read_numbers(scale, floats, numbers)
-    scalars = unpack(loaded, ints, floats)
-    batch_ints = {"q_offset": q_offsets, "k_offset": k_offsets, "k_len": k_len}
-    sizes = check_call(loaded, query, key, value, tensors, scalars, batch_ints)
-    check_values(sizes, scalars, scale, batch_ints)
-    shapes = forward_shapes(loaded, query, value)
-    if not query.numel():
-        return shapes
-    offsets = (q_offset, k_offset)
-    module = module_for(
-        program, loaded, backend, query, key, value, tensors, batch_ints, (), scalars, offsets
-    )
-    with no_autocast(query):
-        out, raw, stat = module.run_forward(
-            query,
-            key,
-            value,
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    tensors: Sequence[Tensor]
+    ints: Sequence[int]
+    floats: Sequence[float]
+    scale: float
+    q_offset: int
+    k_offset: int
+    q_offsets: Tensor | None
+    k_offsets: Tensor | None
+    k_len: Tensor | None
+    numbers: Tensor | None
+    program: str
+    settings: str
+
+    @property
+    def loaded(self) -> Program:
+        return program_of(self.program)
+
+    @property
+    def batch_ints(self) -> dict[str, Tensor | None]:
+        return {"q_offset": self.q_offsets, "k_offset": self.k_offsets, "k_len": self.k_len}
+
+    def arguments(self, scale: float, scalars: Mapping[str, Number]) -> tuple[object, ...]:
+        """What follows the tensors of a generated function: see attndsl/backend.py."""
+        return (
             scale,
-            q_offset if q_offsets is None else q_offsets,
-            k_offset if k_offsets is None else k_offsets,
-            k_len,
-            tuple(tensors),
+            self.q_offset if self.q_offsets is None else self.q_offsets,
+            self.k_offset if self.k_offsets is None else self.k_offsets,
+            self.k_len,
+            tuple(self.tensors),
             tuple(scalars.values()),
         )
+
+
+class Operator(Protocol):
+    """What torch.library makes of a function."""
+
+    def __call__(self, *given: Any) -> Any: ...
+    def register_fake(self, fn: Callable[..., Any], /) -> Callable[..., Any]: ...
+    def register_autograd(
+        self, backward: Callable[..., Any], /, *, setup_context: Callable[..., None]
+    ) -> None: ...
+
+
+def operator(name: str, schema: str) -> Callable[[Callable[..., Any]], Operator]:
+    """A decorator that makes a torch operator, which changes none of its arguments."""
+
+    def make(function: Callable[..., Any]) -> Operator:
+        made: Operator = torch.library.custom_op(
+            f"attndsl::{name}", function, mutates_args=(), schema=schema
+        )
+        return made
+
+    return make
+
+
+@operator("forward", f"({SCHEMA}) -> (Tensor, Tensor, Tensor)")
+def forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """(out [B, H, Nq, Dv], raw, stat) of a Call, as attndsl/backend.py describes them."""
+    call = Call(*given)
+    loaded = call.loaded
+    scale, floats = read_numbers(call.scale, call.floats, call.numbers)
+    scalars = unpack(loaded, call.ints, floats)
+    inputs = (call.query, call.key, call.value)
+    sizes = check_call(loaded, *inputs, call.tensors, scalars, call.batch_ints)
+    check_values(sizes, scalars, scale, call.batch_ints)
+    if not call.query.numel():
+        return forward_shapes(loaded, call.query, call.value)
+    arguments = (*inputs, *call.arguments(scale, scalars))
+    with no_autocast(call.query):
+        module = module_of_call(call, (), scalars, "run_forward", arguments)
+        out, raw, stat = module.run_forward(*arguments)
     return out.contiguous(), raw.contiguous(), stat.contiguous()
 
 
 @forward.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    tensors: Sequence[Tensor],
-    ints: Sequence[int],
-    floats: Sequence[float],
-    scale: float,
-    q_offset: int,
-    k_offset: int,
-    q_offsets: Tensor | None,
-    k_offsets: Tensor | None,
-    k_len: Tensor | None,
-    numbers: Tensor | None,
-    program: str,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    loaded = program_of(program)
-    batch_ints = {"q_offset": q_offsets, "k_offset": k_offsets, "k_len": k_len}
+def _(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    call = Call(*given)
+    loaded = call.loaded
     # No dimension depends on a float: where the graph computes them, any will do.
-    scalars = unpack(loaded, ints, [0.0] * len(loaded.scalars) if numbers is not None else floats)
-    check_call(loaded, query, key, value, tensors, scalars, batch_ints)
-    check_backend(backend, query, value)
-    return forward_shapes(loaded, query, value)
+    unknown = [0.0] * len(loaded.scalars)
+    scalars = unpack(loaded, call.ints, call.floats if call.numbers is None else unknown)
+    check_call(loaded, call.query, call.key, call.value, call.tensors, scalars, call.batch_ints)
+    backend = engine_of(parse(call.settings), loaded, call.query, call.value)
+    check_backend(backend, call.query, call.value)
+    return forward_shapes(loaded, call.query, call.value)
 
 
 def read_numbers(
@@ -155,89 +184,44 @@ def forward_shapes(program: Program, query: Tensor, value: Tensor) -> tuple[Tens
     return out, raw, query.new_empty(rows, dtype=dtype)
 
 
-@torch.library.custom_op("attndsl::backward", mutates_args=())
+@operator(
+    "backward",
+    "(Tensor grad_out, Tensor? grad_lse, Tensor raw, Tensor stat, "
+    f"{SCHEMA}, bool[] grads) -> Tensor[]",
+)
 def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    raw: Tensor,
-    stat: Tensor,
-    tensors: Sequence[Tensor],
-    ints: Sequence[int],
-    floats: Sequence[float],
-    scale: float,
-    q_offset: int,
-    k_offset: int,
-    q_offsets: Tensor | None,
-    k_offsets: Tensor | None,
-    k_len: Tensor | None,
-    numbers: Tensor | None,
-    program: str,
-    backend: str,
-    grads: Sequence[bool],
+    grad_out: Tensor, grad_lse: Tensor | None, raw: Tensor, stat: Tensor, *given: Any
 ) -> list[Tensor]:
-    """Gradients of query, key, value and of the tensors that `grads` marks, contiguous."""
-    loaded = program_of(program)
-    scale, floats = read_numbers(scale, floats, numbers)
-    scalars = unpack(loaded, ints, floats)
-    marked = marked_tensors(loaded, tensors, grads)
-    if not query.numel():
+    """Gradients of query, key, value and of the tensors that `grads`, the last argument, marks;
+    contiguous. `raw` is what the forward gave, or `out` where the program has no `output`."""
+    *parts, grads = given
+    call = Call(*parts)
+    loaded = call.loaded
+    scale, floats = read_numbers(call.scale, call.floats, call.numbers)
+    scalars = unpack(loaded, call.ints, floats)
+    marked = marked_tensors(loaded, call.tensors, grads)
+    inputs = (call.query, call.key, call.value)
+    if not call.query.numel():
         return [
             torch.zeros_like(t, memory_format=torch.contiguous_format)
-            for t in (query, key, value, *marked.values())
+            for t in (*inputs, *marked.values())
         ]
-    batch_ints = {"q_offset": q_offsets, "k_offset": k_offsets, "k_len": k_len}
-    offsets = (q_offset, k_offset)
-    wanted = tuple(marked)
-    module = module_for(
-        program, loaded, backend, query, key, value, tensors, batch_ints, wanted, scalars, offsets
-    )
-    with no_autocast(query):
-        found = module.run_backward(
-            readable(grad_out),
-            None if grad_lse is None else grad_lse.contiguous(),
-            query,
-            key,
-            value,
-            raw,
-            stat,
-            scale,
-            q_offset if q_offsets is None else q_offsets,
-            k_offset if k_offsets is None else k_offsets,
-            k_len,
-            tuple(tensors),
-            tuple(scalars.values()),
-        )
+    incoming = (readable(grad_out), None if grad_lse is None else grad_lse.contiguous())
+    arguments = (*incoming, *inputs, raw, stat, *call.arguments(scale, scalars))
+    with no_autocast(call.query):
+        module = module_of_call(call, tuple(marked), scalars, "run_backward", arguments)
+        found = module.run_backward(*arguments)
     return [gradient.contiguous() for gradient in found]
 
 
 @backward.register_fake
 def _(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    raw: Tensor,
-    stat: Tensor,
-    tensors: Sequence[Tensor],
-    ints: Sequence[int],
-    floats: Sequence[float],
-    scale: float,
-    q_offset: int,
-    k_offset: int,
-    q_offsets: Tensor | None,
-    k_offsets: Tensor | None,
-    k_len: Tensor | None,
-    numbers: Tensor | None,
-    program: str,
-    backend: str,
-    grads: Sequence[bool],
+    grad_out: Tensor, grad_lse: Tensor | None, raw: Tensor, stat: Tensor, *given: Any
 ) -> list[Tensor]:
-    marked = marked_tensors(program_of(program), tensors, grads)
-    return [t.new_empty(t.shape) for t in (query, key, value, *marked.values())]
+    *parts, grads = given
+    call = Call(*parts)
+    marked = marked_tensors(call.loaded, call.tensors, grads)
+    return [t.new_empty(t.shape) for t in (call.query, call.key, call.value, *marked.values())]
 
 
 def marked_tensors(
@@ -257,59 +241,36 @@ def readable(grad_out: Tensor) -> Tensor:
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    query, key, value, tensors, ints, floats, scale, q_offset, k_offset, *rest = inputs
-    q_offsets, k_offsets, k_len, numbers, program, backend = rest
+    call = Call(*inputs)
     out, raw, stat = output
-    loaded = program_of(program)
-    kept = out if loaded.output is None else raw
-    ctx.save_for_backward(
-        query, key, value, kept, stat, q_offsets, k_offsets, k_len, numbers, *tensors
-    )
-    ctx.scalars = (list(ints), list(floats), scale, q_offset, k_offset)
-    ctx.program, ctx.backend = program, backend
-    ctx.has_lse = loaded.weights.form == "softmax"
+    kept = out if call.loaded.output is None else raw
+    batched = (call.q_offsets, call.k_offsets, call.k_len, call.numbers)
+    ctx.save_for_backward(call.query, call.key, call.value, kept, stat, *batched, *call.tensors)
+    ctx.scalars = (list(call.ints), list(call.floats), call.scale, call.q_offset, call.k_offset)
+    ctx.texts = (call.program, call.settings)
+    ctx.has_lse = call.loaded.weights.form == "softmax"
     ctx.set_materialize_grads(False)
 
 
 def differentiate(
     ctx: Any, grad_out: Tensor | None, grad_raw: Tensor | None, grad_stat: Tensor | None
 ) -> tuple[Any, ...]:
-    saved = ctx.saved_tensors
-    query, key, value, raw, stat, q_offsets, k_offsets, k_len, numbers, *tensors = saved
-    ints, floats, scale, q_offset, k_offset = ctx.scalars
+    query, key, value, raw, stat, *saved = ctx.saved_tensors
+    batched, tensors = saved[:4], saved[4:]
+    ints, floats, *_ = ctx.scalars
     grads = [bool(needed) for needed in ctx.needs_input_grad[3]]
     if grad_out is None:
         grad_out = raw.new_zeros(raw.shape)
-    found = iter(
-        backward(
-            grad_out,
-            grad_stat if ctx.has_lse else None,
-            query,
-            key,
-            value,
-            raw,
-            stat,
-            tensors,
-            ints,
-            floats,
-            scale,
-            q_offset,
-            k_offset,
-            q_offsets,
-            k_offsets,
-            k_len,
-            numbers,
-            ctx.program,
-            ctx.backend,
-            grads,
-        )
-    )
+    grad_lse = grad_stat if ctx.has_lse else None
+    call = (query, key, value, tensors, *ctx.scalars, *batched, *ctx.texts)
+    found = iter(backward(grad_out, grad_lse, raw, stat, *call, grads))
     inputs = [next(found), next(found), next(found)]
     of_tensors = [next(found) if wanted else None for wanted in grads]
     # torch pairs the result with the inputs by structure, where an empty list of numbers is a list.
     of_ints: list[None] | None = None if ints else []
     of_floats: list[None] | None = None if floats else []
-    return (*inputs, of_tensors, of_ints, of_floats, *([None] * 9))
+    rest = [None] * (len(Call._fields) - 6)
+    return (*inputs, of_tensors, of_ints, of_floats, *rest)
 
 
 forward.register_autograd(differentiate, setup_context=setup_context)
@@ -330,21 +291,76 @@ def no_autocast(query: Tensor) -> torch.autocast:
     return torch.autocast(query.device.type, enabled=False)
 
 
+def module_of_call(
+    call: Call,
+    grads: tuple[str, ...],
+    scalars: Mapping[str, Number],
+    function: tuned.Function,
+    arguments: tuple[Any, ...],
+) -> ModuleType:
+    """The generated module that runs a function of it on these arguments, with the sizes that were
+    measured for calls like it."""
+    settings = parse(call.settings)
+    query = call.query
+    request = request_of_call(
+        call.loaded,
+        settings,
+        *(query, call.key, call.value),
+        call.tensors,
+        call.batch_ints,
+        grads,
+        scalars,
+        (call.q_offset, call.k_offset),
+    )
+    place = tuned.Place(call.program, call.loaded, request, query.device)
+    lengths = (query.shape[2], call.key.shape[2])
+    if settings.tune == "max":
+        from attndsl.runtime.measuring import measure_call
+
+        measure_call(place, lengths, function, arguments)
+    if settings.tune != "off" and request.backend == "triton":
+        request = tuned.sized(place, lengths)
+    return cache.module_of(call.program, call.loaded, request)
+
+
 def module_for(
     handle: str,
     program: Program,
-    backend: str,
+    settings: str,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     tensors: Sequence[Tensor],
     batch_ints: Mapping[str, Tensor | None],
     grads: tuple[str, ...],
-    scalars: Mapping[str, bool | int | float],
+    scalars: Mapping[str, Number],
     offsets: tuple[int, int],
-) -> types.ModuleType:
-    """The generated module for real tensors; `offsets` of queries and keys where no tensor has
-    them."""
+) -> ModuleType:
+    """The generated module for real tensors, with the sizes of the table: see
+    `request_of_call`."""
+    chosen = parse(settings)
+    inputs = (query, key, value)
+    request = request_of_call(
+        program, chosen, *inputs, tensors, batch_ints, grads, scalars, offsets
+    )
+    return cache.module_of(handle, program, request)
+
+
+def request_of_call(
+    program: Program,
+    settings: Settings,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tensors: Sequence[Tensor],
+    batch_ints: Mapping[str, Tensor | None],
+    grads: tuple[str, ...],
+    scalars: Mapping[str, Number],
+    offsets: tuple[int, int],
+) -> Request:
+    """What a call on real tensors asks for; `offsets` of queries and keys where no tensor has
+    them. ArgumentError where the backend cannot run it."""
+    backend = engine_of(settings, program, query, value)
     check_backend(backend, query, value)
     inputs = (query, key, value)
     request = Request(
@@ -358,6 +374,7 @@ def module_for(
         tensor_dtypes=tuple(dtype_name(t.dtype) for t in tensors),
         unit_stride=all(has_unit_stride(t) for t in inputs),
         aligned=all(is_aligned(t) for t in inputs),
+        deterministic=settings.deterministic,
     )
     if request.target == "interpreter" and "bfloat16" in (request.dtype, *request.tensor_dtypes):
         raise ArgumentError(
@@ -367,9 +384,25 @@ def module_for(
     if program.grid is not None and is_boxable_once(program):
         shapes = {t.name: given.shape for t, given in zip(program.tensors, tensors, strict=True)}
         sizes = bind_dims(program, shapes, input_sizes(query, key, value), scalars)
-        order = order_of_call(program, request, sizes, scalars, offsets)
-        request = replace(request, order=order.name)
-    return cache.module_of(handle, program, request)
+        request = ordered(program, request, settings, sizes, scalars, offsets)
+    return request
+
+
+def ordered(
+    program: Program,
+    request: Request,
+    settings: Settings,
+    sizes: Mapping[str, int],
+    scalars: Mapping[str, Number],
+    offsets: tuple[int, int],
+) -> Request:
+    """The request with the order of its positions. The C++ engine has runs of positions only:
+    where boxes are the better tiles and nobody has asked for it, PyTorch runs the call."""
+    if settings.backend == "cpp":
+        return request
+    on_cpu = replace(request, backend="torch") if request.backend == "cpp" else request
+    order = order_of_call(program, on_cpu, sizes, scalars, offsets)
+    return request if order.name == "linear" else replace(on_cpu, order=order.name)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -388,45 +421,3 @@ def is_aligned(tensor: Tensor) -> bool:
         for extent, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True)
         if extent > 1
     )
-
-
-def target_of(backend: str, device: torch.device) -> str:
-    """What the kernels are compiled for; ArgumentError where the backend cannot run there."""
-    if backend == "triton":
-        if is_interpreting():
-            return "interpreter"
-        if device.type != "cuda":
-            raise ArgumentError(
-                f'backend="triton" cannot run on {device.type} tensors; use backend="torch", or '
-                "set TRITON_INTERPRET=1 before Triton is imported to run in its interpreter"
-            )
-        if not torch.version.hip and torch.cuda.get_device_capability(device) < OLDEST_CUDA:
-            raise ArgumentError(
-                "the Triton kernels need a GPU of compute capability 8.0 or newer; "
-                'compile with backend="torch"'
-            )
-    return architecture(device) if device.type == "cuda" else "cpu"
-
-
-@functools.cache
-def architecture(device: torch.device) -> str:
-    """Such as sm_90 or gfx942."""
-    properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip:
-        return str(properties.gcnArchName).split(":")[0]
-    return f"sm_{properties.major}{properties.minor}"
-
-
-@functools.cache
-def is_interpreting() -> bool:
-    """Whether Triton runs in its interpreter; its own functions decide when they are imported."""
-    if importlib.util.find_spec("triton") is None:
-        raise ArgumentError(
-            'backend="triton" needs Triton, which is not installed; use backend="torch"'
-        )
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        return False
-    import triton.language
-    from triton.runtime.jit import JITFunction
-
-    return not isinstance(triton.language.cdiv, JITFunction)

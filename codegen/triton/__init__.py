@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from attndsl.backend import KernelSpec
 from attndsl.plan import boxes as box_library
+from attndsl.plan import splits as split_library
 from attndsl.plan.kernel_plan import KernelPlan
 
 from .. import library as host_library
@@ -22,9 +23,22 @@ from .backward import (
 )
 from .classify import Classify
 from .columns import BackwardKeyValue
+from .decode import Decode, DecodeMerge
+from .decode_host import FUNCTIONS as DECODE_FUNCTIONS
 from .forward import Forward
+from .fused import BackwardFused
 from .header import write_header
-from .host import FUNCTIONS, LIST_FUNCTIONS, TABLE_FUNCTIONS, write_backward, write_forward
+from .host import (
+    DESCRIPTOR_FUNCTIONS,
+    FUNCTIONS,
+    LIST_FUNCTIONS,
+    SIGN_FUNCTIONS,
+    TABLE_FUNCTIONS,
+    takes_sign,
+    uses_descriptors,
+    write_backward,
+    write_forward,
+)
 from .kernel import Kernel
 from .library import library_text
 from .lists import uses_lists, visits_nothing
@@ -32,15 +46,20 @@ from .routed import routed_plan
 from .routed_host import FUNCTIONS as ROUTED_FUNCTIONS
 from .routed_merge import AddQuery, Merge
 from .summarise import Summarise
+from .windows import Windows
+
+LOOPS = ("forward", "backward_dq", "backward_dkv")
 
 Written = (
     Summarise
     | Classify
     | Forward
+    | Decode
     | Delta
     | BackwardQuery
     | BackwardDots
     | BackwardKeyValue
+    | BackwardFused
     | BackwardTables
     | Merge
     | AddQuery
@@ -52,8 +71,11 @@ def write_kernels(plan: KernelPlan) -> tuple[dict[str, Kernel], list[str]]:
     routed = routed_plan(plan)
     # Without a pair of its own the base has no results to merge.
     kernels: list[Written] = [] if routed and visits_nothing(plan) else [Forward(plan)]
+    if plan.decode is not None:
+        kernels += [Decode(plan), Decode(plan, is_part=True), DecodeMerge(plan)]
+        kernels += [Windows(plan)] if plan.decode.windows is not None else []
     if uses_lists(plan):
-        columns = Classify(plan, plan.backward_dkv, columns_first=True)
+        columns = Classify(plan, plan.backward_fused or plan.backward_dkv, columns_first=True)
         summaries = [Summarise(plan, summary) for summary in used_summaries(plan)]
         kernels = [*summaries, Classify(plan, plan.forward), columns, *kernels]
     if plan.form != "elementwise":
@@ -68,6 +90,8 @@ def write_kernels(plan: KernelPlan) -> tuple[dict[str, Kernel], list[str]]:
 
 def adjoint_kernels(plan: KernelPlan) -> list[Written]:
     """The kernels of the backward, after its statistics of rows."""
+    if plan.backward_fused is not None:
+        return [BackwardFused(plan)]
     kernels: list[Written] = [BackwardQuery(plan)]
     if dot_leaves(plan):
         kernels.append(BackwardDots(plan))
@@ -85,19 +109,25 @@ def emit(plan: KernelPlan) -> str:
     write_backward(host, plan, kernels)
     body = "\n\n".join(texts)
     functions = FUNCTIONS
+    if plan.decode is not None:
+        functions += "\n\n" + DECODE_FUNCTIONS
     if uses_lists(plan):
         functions += "\n\n" + LIST_FUNCTIONS
     if routed_plan(plan) is not None:
         functions += "\n\n" + ROUTED_FUNCTIONS
     if table_leaves(plan):
         functions += "\n\n" + TABLE_FUNCTIONS
+    if takes_sign(plan):
+        functions += "\n\n" + SIGN_FUNCTIONS
+    if uses_descriptors(plan, *LOOPS):
+        functions += "\n\n" + DESCRIPTOR_FUNCTIONS
     lines = Lines()
     write_header(lines, plan)
     sections: Iterable[str] = (
         library_text(body),
         *texts,
         functions,
-        torch_library_text(host.text(), host_library, box_library),
+        torch_library_text(host.text(), host_library, box_library, split_library),
         host.text(),
     )
     for section in sections:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from attndsl.ir.nodes import SCORE, Node, is_const
 from attndsl.plan.kernel_plan import Config, KernelPlan, Leaf
 
+from .descriptors import describes_rows, rows_between_heads, write_row_descriptor
 from .kernel import NEGATIVE_INFINITY, Kernel
 
 
@@ -53,9 +54,10 @@ class Adjoint(Kernel):
         super().__init__(plan, name, config, columns_first)
         self.leaves = leaves
         self.every_row = every_row
+        self.describes_rows = describes_rows(plan, config)
         self.is_plain = plan.form == "softmax" and plan.value is SCORE
         self.has_score_adjoint = with_score and not is_const(plan.raw_partial, 0.0)
-        self.roots: list[Node] = [plan.program.mask, plan.value]
+        self.roots: list[Node] = [*self.mask_nodes, self.pair_value]
         if plan.may_be_masked_by_score and plan.form != "softmax":
             self.roots.append(plan.logit)
         if self.has_score_adjoint:
@@ -75,25 +77,41 @@ class Adjoint(Kernel):
         self.add_tile_arguments()
         self.arguments.add_strides("query", "key", "value")
         self.arguments.add_call()
-        self.arguments.add_leaves([*self.roots, *self.segment_nodes()])
+        mask = self.plan.program.mask
+        self.arguments.add_leaves([*self.roots, mask, *self.segment_nodes()])
 
     def row_load(self, name: str, limited: bool, other: str) -> str:
         """The text of a load of one number per row of the tile, shaped along rows."""
         mask = f", mask=row < Nq, other={other}" if limited else ""
-        return f"tl.load({name} + {self.row_head}.to(tl.int64) * Nq + row{mask}){self.row}"
+        between = rows_between_heads(self.plan)
+        first = f"{self.row_head}.to(tl.int64) * {between if between == 'Nq' else f'({between})'}"
+        return f"tl.load({name} + {first} + row{mask}){self.row}"
 
     def write_row_statistics(self, limited: bool = True) -> None:
         """base: of the exponent (infinite beyond the last row, for weight 0), or 1 / the sum."""
         if self.plan.form == "elementwise":
             return
         other = 'float("inf")' if self.plan.form == "softmax" else "0.0"
+        if self.describes_rows:
+            self.lines.add(f"base_row = base_tiles.load([start_m]){self.row}")
+            return
         self.lines.add(
             f"row = {self.row_elements}",
             f"base_row = {self.row_load('base', limited, other)}",
         )
 
+    def write_row_descriptors(self) -> None:
+        """Before `write_row_statistics` and `write_delta`, where these read by descriptors."""
+        if self.describes_rows and self.plan.form != "elementwise":
+            for name in ("base", "delta"):
+                write_row_descriptor(self.lines, self.plan, name)
+
     def write_delta(self, limited: bool = True) -> None:
-        if self.plan.form != "elementwise":
+        if self.plan.form == "elementwise":
+            return
+        if self.describes_rows:
+            self.lines.add(f"delta_row = delta_tiles.load([start_m]){self.row}")
+        else:
             self.lines.add(f"delta_row = {self.row_load('delta', limited, '0.0')}")
 
     def tile_roots(self, partial: bool) -> list[Node]:
@@ -132,9 +150,12 @@ class Adjoint(Kernel):
         if self.is_plain:
             lines.add("weight = tl.exp2(score * (scale * LOG2E) - base_row)")
         else:
-            (text,) = self.values.write(lines, plan.value)
-            logit = self.spread(plan.value, text)
-            lines.add(f"weight = tl.exp2({logit} * LOG2E - base_row)")
+            (text,) = self.values.write(lines, self.pair_value)
+            logit, base = self.spread(self.pair_value, text), "base_row"
+            if shift := self.shift_text():
+                lines.add(f"base_tile = base_row - {shift}")
+                base = "base_tile"
+            lines.add(f"weight = tl.exp2({logit} * LOG2E - {base})")
         if tests:
             lines.add(f"weight = tl.where({' & '.join(tests)}, weight, 0.0)")
         # A weight of 0 has an adjoint of 0, however the weight came to be 0.

@@ -170,10 +170,11 @@ class Arguments:
         block_m: str = "",
         block_n: str = "",
         num_warps: str = "",
+        num_stages: str = "",
     ) -> None:
         """The launch, by the host function; `grid` is the text of the number of programs, `config`
-        has other sizes than the kernel's own, `block_m`, `block_n` and `num_warps` are the texts of
-        sizes that the host chooses."""
+        has other sizes than the kernel's own; `block_m`, `block_n`, `num_warps` and `num_stages`
+        are the texts of sizes that the host chooses."""
         lines.add(f"{self.name}[({grid},)](")
         with lines.indented():
             for argument in self.arguments:
@@ -183,8 +184,8 @@ class Arguments:
             config = config or self.config
             lines.add(f"BLOCK_M={block_m or config.block_m},")
             lines.add(f"BLOCK_N={block_n or config.block_n},")
-            warps = num_warps or config.num_warps
-            lines.add(f"num_warps={warps},", f"num_stages={config.num_stages},")
+            warps, stages = num_warps or config.num_warps, num_stages or config.num_stages
+            lines.add(f"num_warps={warps},", f"num_stages={stages},")
             lines.add(f"enable_fp_fusion={self.plan.may_fuse},")
         lines.add(")")
 

@@ -6,6 +6,7 @@ from attndsl.ir.nodes import find
 from attndsl.plan.kernel_plan import Config, KernelPlan
 
 from .adjoint import Adjoint, NumberedLeaf, numbered_leaves
+from .descriptors import pads_rows, rows_between_heads
 from .kernel import NEGATIVE_INFINITY, Kernel, arange, width_test
 from .routed import is_whole
 
@@ -22,18 +23,24 @@ class Delta(Kernel):
         lines, plan, arguments = self.lines, self.plan, self.arguments
         arguments.add_own("grad_raw", plan.request.dtype)
         arguments.add_own("raw", plan.request.dtype)
-        arguments.add_own("grad_lse", "float32")
+        has_lse = plan.form == "softmax"
+        if has_lse:
+            arguments.add_own("grad_lse", "float32")
+            arguments.add("lse_rows", "i64")
         arguments.add_own("stat", "float32")
         arguments.add_own("delta", "float32")
         arguments.add_own("base", "float32")
         arguments.add("rows", "i64", "size_B * size_H * size_Nq")
-        lines.add(
-            '"""delta = sum(grad_raw * raw) - grad_lse for a tile of all rows of all heads."""'
-        )
+        if pads_rows(plan):
+            arguments.add("Nq", "i32", "size_Nq")
+        less = " - grad_lse" if has_lse else ""
+        lines.add(f'"""delta = sum(grad_raw * raw){less} for a tile of all rows of all heads."""')
         width = plan.request.value_dim
         lines.add(
             "row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)",
-            "total = -tl.load(grad_lse + row, mask=row < rows, other=0.0)",
+            "total = -tl.load(grad_lse + row, mask=row < lse_rows, other=0.0)"
+            if has_lse
+            else "total = tl.zeros([BLOCK_M], tl.float32)",
         )
         for chunk in plan.value_chunks:
             at = f"row[:, None] * {width} + {arange(chunk)}"
@@ -43,8 +50,13 @@ class Delta(Kernel):
                 f"right = tl.load(raw + {at}, mask={tests}, other=0.0).to(tl.float32)",
                 "total += tl.sum(left * right, 1)",
             )
+        place = "row"
+        if pads_rows(plan):
+            place = "place"
+            lines.comment("Heads begin at multiples of 16 bytes.")
+            lines.add(f"place = row // Nq * ({rows_between_heads(plan)}) + row % Nq")
         lines.add(
-            "tl.store(delta + row, total, mask=row < rows)",
+            f"tl.store(delta + {place}, total, mask=row < rows)",
             "known = tl.load(stat + row, mask=row < rows, other=0.0)",
         )
         if plan.form == "softmax":
@@ -58,7 +70,7 @@ class Delta(Kernel):
             lines.add(
                 "known = tl.where(known == 0.0, 0.0, 1.0 / tl.where(known == 0.0, 1.0, known))"
             )
-        lines.add("tl.store(base + row, known, mask=row < rows)")
+        lines.add(f"tl.store(base + {place}, known, mask=row < rows)")
         return self.finish()
 
 
@@ -80,6 +92,7 @@ class RowAdjoint(Adjoint):
         width = plan.request.value_dim
         self.write_row_base("grad_raw", width)
         self.write_own_loads("grad_raw", width, self.row_elements, plan.value_chunks, "Nq")
+        self.write_row_descriptors()
         self.write_row_statistics()
         self.write_delta()
         self.values.define(lines, "row", self.roots)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attndsl.ir.nodes import find
-from attndsl.plan.kernel_plan import KernelPlan
+from attndsl.plan.kernel_plan import Config, KernelPlan
 
 from .adjoint import Adjoint, numbered_leaves
 from .kernel import load, width_test
@@ -14,9 +14,13 @@ class BackwardKeyValue(Adjoint):
     """Writes `backward_dkv`: one query head of a tile of keys, or all of a group that shares tiles;
     adjoints of column-level leaves."""
 
-    def __init__(self, plan: KernelPlan) -> None:
+    also = ""  # what else the kernel makes, for its docstring
+
+    def __init__(
+        self, plan: KernelPlan, name: str = "backward_dkv", config: Config | None = None
+    ) -> None:
         leaves = numbered_leaves(plan, "column")
-        super().__init__(plan, "backward_dkv", plan.backward_dkv, leaves, columns_first=True)
+        super().__init__(plan, name, config or plan.backward_dkv, leaves, columns_first=True)
 
     def write(self) -> str:
         lines, plan, arguments = self.lines, self.plan, self.arguments
@@ -28,7 +32,7 @@ class BackwardKeyValue(Adjoint):
             arguments.add_own(f"column_adjoint_{item.number}", "float32")
         self.add_other_arguments()
         heads = "the query heads of a group" if plan.packs_heads else "one query head"
-        lines.add(f'"""Gradients of a tile of keys and values from {heads}."""')
+        lines.add(f'"""Gradients of a tile of keys and values from {heads}{self.also}."""')
         self._write_inputs()
         for i, chunk in enumerate(plan.query_chunks):
             lines.add(f"grad_key_{i} = tl.zeros([BLOCK_N, {chunk.width}], tl.float32)")
@@ -49,10 +53,11 @@ class BackwardKeyValue(Adjoint):
                 self.write_base(name, self.key_head)
                 self.write_loads(name, self.column_elements, chunks, self.column_limit)
         self.values.define(lines, "column", self.roots)
+        self.write_row_descriptors()
         if not plan.packs_heads:
-            self._write_row_bases()
+            self.write_row_bases()
 
-    def _write_row_bases(self) -> None:
+    def write_row_bases(self) -> None:
         self.write_query_base()
         self.write_row_base("grad_raw", self.plan.request.value_dim)
 
@@ -61,7 +66,7 @@ class BackwardKeyValue(Adjoint):
         limit = "Nq" if partial else None
         self.write_rows(partial)
         if plan.packs_heads:
-            self._write_row_bases()
+            self.write_row_bases()
         roots = self.tile_roots(partial)
         if any(find(node, "dot") for node in roots):
             self.write_query_rows()
@@ -83,6 +88,11 @@ class BackwardKeyValue(Adjoint):
         # Loaded no earlier than it is used: it takes as many registers as rows of the tile.
         self.write_delta(partial)
         self.write_pair_adjoint(keep)
+        self.write_pair_results(partial, keep)
+
+    def write_pair_results(self, partial: bool, keep: str) -> None:
+        """What the adjoints of a tile's pairs add to."""
+        lines, plan = self.lines, self.plan
         for item in self.leaves:
             lines.origin(plan.program, item.leaf.node)
             text = self.leaf_adjoint(item.leaf.partial, keep)

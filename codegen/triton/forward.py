@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from attndsl.ir.nodes import SCORE, Node, find
+from attndsl.ir.nodes import SCORE, Node, find, index, substitute
 from attndsl.plan.kernel_plan import Config, KernelPlan
 
+from .boxes import coordinate_name
 from .kernel import NEGATIVE_INFINITY, Kernel
 from .routed import is_whole, own_name
 from .values import Values
@@ -23,7 +24,7 @@ class Forward(Kernel):
         super().__init__(plan, name, config or plan.forward)
         self.is_plain = plan.form == "softmax" and plan.value is SCORE
         self.is_whole = is_whole(plan)
-        self.roots: list[Node] = [plan.value, plan.logit, plan.program.mask]
+        self.roots: list[Node] = [self.pair_value, plan.logit, *self.mask_nodes]
 
     @property
     def row_roots(self) -> list[Node]:
@@ -56,7 +57,8 @@ class Forward(Kernel):
         self.add_tile_arguments()
         arguments.add_strides("query", "key", "value")
         arguments.add_call()
-        arguments.add_leaves([*self.roots, *self.row_roots, *self.segment_nodes()])
+        mask = self.plan.program.mask
+        arguments.add_leaves([*self.roots, mask, *self.row_roots, *self.segment_nodes()])
 
     def _add_results(self) -> None:
         arguments, plan = self.arguments, self.plan
@@ -82,15 +84,15 @@ class Forward(Kernel):
         self.write_base("key", self.key_head)
         if self.is_plain:
             lines.comment(
-                "Logits in units of log2(e). With the sign of the scale moved into query, the",
-                "maximum of a row can be taken before it is scaled.",
+                "Logits in units of log2(e). The host moves the sign of the scale into query, so",
+                "that the maximum of a row can be taken before it is scaled.",
             )
-            lines.add("slope = tl.maximum(tl.abs(scale) * LOG2E, 1e-30)")
-            for i in range(len(plan.query_chunks)):
-                lines.add(f"query_{i} = tl.where(scale < 0.0, -query_{i}, query_{i})")
+            lines.add("slope = tl.maximum(scale * LOG2E, 1e-30)")
 
     def _write_start(self) -> None:
         lines, form = self.lines, self.plan.form
+        if any("q" in node.varies for node in self._line_nodes()):
+            lines.add(f"{coordinate_name('q', 'line')} = {self.row_elements} + q_start")
         if form == "softmax":
             lines.add(f"most = tl.full([BLOCK_M], {NEGATIVE_INFINITY}, tl.float32)")
         if form != "elementwise":
@@ -98,15 +100,21 @@ class Forward(Kernel):
         for i, chunk in enumerate(self.plan.value_chunks):
             lines.add(f"sum_{i} = tl.zeros([BLOCK_M, {chunk.width}], tl.float32)")
 
+    def _line_nodes(self) -> list[Node]:
+        """The values that `row_vector` is asked for."""
+        sink = self.plan.program.weights.sink if self.is_whole else None
+        shift = None if self.plan.shift is None else self.plan.shift.rows
+        return [node for node in (sink, shift) if node is not None]
+
     # -- one tile ------------------------------------------------------------------------------
 
     def _write_tile(self, partial: bool) -> None:
         lines, plan = self.lines, self.plan
         limit = self.column_limit if partial else None
-        roots = [plan.value, plan.logit, *([plan.program.mask] if partial else [])]
+        roots = [self.pair_value, plan.logit, *(self.mask_nodes if partial else [])]
         self.write_columns(partial)
         tests = None
-        if partial and looks_up_pairs(plan.program.mask, self.values):
+        if partial and self.span is None and looks_up_pairs(plan.program.mask, self.values):
             # Before the product: the loop would otherwise take the layout of what is loaded, and
             # compute every weight a second time for it.
             self.values.define(lines, "column", roots)
@@ -134,22 +142,28 @@ class Forward(Kernel):
 
     def _write_softmax(self, partial: bool, tests: list[str]) -> None:
         lines, plan = self.lines, self.plan
+        # What multiplies the greatest logit once may multiply all of them with the subtraction.
         logit, slope = "score", " * slope"
         if not self.is_plain:
             lines.origin(plan.program, plan.logit)
-            (text,) = self.values.write(lines, plan.value)
-            lines.add(f"logit = {self.spread(plan.value, text)} * LOG2E")
-            logit, slope = "logit", ""
+            (text,) = self.values.write(lines, self.pair_value)
+            lines.add(f"logit = {self.spread(self.pair_value, text)}")
+            logit, slope = "logit", " * LOG2E"
         if tests:
             lines.add(f"{logit} = tl.where({' & '.join(tests)}, {logit}, {NEGATIVE_INFINITY})")
-        lines.add(f"greatest = tl.maximum(most, tl.max({logit}, 1){slope})")
+        # Of rows: what is subtracted from all logits of the tile.
+        plus, base = "", "base"
+        if plan.shift is not None:
+            lines.add(f"shift = ({self.row_vector(plan.shift.rows)}) * LOG2E")
+            plus, base = " + shift", "(base - shift)"
+        lines.add(f"greatest = tl.maximum(most, tl.max({logit}, 1){slope}{plus})")
         if partial or plan.may_be_masked_by_score:
             lines.comment("A row without a key so far has no maximum to subtract.")
             lines.add(f"base = tl.where(greatest == {NEGATIVE_INFINITY}, 0.0, greatest)")
         else:
             lines.add("base = greatest")
         lines.add(
-            f"weight = tl.exp2({logit}{slope} - base[:, None])",
+            f"weight = tl.exp2({logit}{slope} - {base}[:, None])",
             "rescale = tl.exp2(most - base)",
             "total = total * rescale + tl.sum(weight, 1)",
             "most = greatest",
@@ -196,9 +210,8 @@ class Forward(Kernel):
         sink = plan.program.weights.sink if self.is_whole else None
         if sink is not None:
             lines.origin(plan.program, sink)
-            (text,) = self.values.write(lines, sink)
             lines.add(
-                f"sink = tl.sum(tl.zeros([BLOCK_M, 1], tl.float32) + ({text}) * LOG2E, 1)",
+                f"sink = ({self.row_vector(sink)}) * LOG2E",
                 "greatest = tl.maximum(most, sink)",
                 f"greatest = tl.where(greatest == {NEGATIVE_INFINITY}, 0.0, greatest)",
                 "rescale = tl.exp2(most - greatest)",
@@ -221,6 +234,16 @@ class Forward(Kernel):
             self.plan.value_chunks,
             lambda i: f"{texts[i]}.to({dtype})",
         )
+
+    def row_vector(self, node: Node) -> str:
+        """The text of a value of rows as [BLOCK_M]."""
+        plan = self.plan
+        if plan.packs_heads or plan.grid is not None or find(node, "dot"):
+            (text,) = self.values.write(self.lines, node)
+            return f"tl.reshape(tl.zeros([BLOCK_M, 1], tl.float32) + {text}, [BLOCK_M])"
+        # Triton cannot give rows of another shape to the groups of warps of a specialised kernel.
+        (text,) = self.values.write(self.lines, substitute(node, {index("q"): index("q.line")}))
+        return f"tl.zeros([BLOCK_M], tl.float32) + {text}"
 
     def _write_output(self, output: Node) -> None:
         """The epilogue, chunk by chunk of the head dimension."""

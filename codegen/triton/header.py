@@ -22,6 +22,8 @@ def write_header(lines: Lines, plan: KernelPlan) -> None:
         "A new length, parameter value or tensor content runs the same compiled kernels: no",
         "argument is specialised but for the alignment of addresses that every call has.",
     )
+    if plan.decode is not None:
+        lines.comment("Calls of few queries have kernels of their own, compiled when one comes.")
     lines.blank()
     lines.add(
         "import contextlib",
@@ -53,14 +55,17 @@ def describe(plan: KernelPlan) -> list[str]:
         f"Target       {request.target}",
         f"Weights      {plan.form}",
     ]
-    for name, config in (
-        ("forward", plan.forward),
-        ("backward_dq", plan.backward_dq),
-        ("backward_dkv", plan.backward_dkv),
-    ):
+    for name, config in plan.configs:
         lines.append(
-            f"{name:<13}{config.block_m} queries x {config.block_n} keys, "
+            f"{name.removesuffix('_fused'):<13}{config.block_m} queries x {config.block_n} keys, "
             f"{config.num_warps} warps, {config.num_stages} stages"
+        )
+    if plan.decode is not None:
+        widest = plan.decode.widest
+        what = "queries and heads of a group" if plan.decode.packs_heads else "queries"
+        lines.append(
+            f"decode       up to {widest.block_m} {what} x {widest.block_n} keys, for calls of "
+            f"up to {widest.block_m} queries"
         )
     found = f"{len(plan.keys)} of keys, {len(plan.queries)} of queries"
     if uses_lists(plan):

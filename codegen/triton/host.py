@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
-from attndsl.ir.nodes import Node
+from attndsl.ir.nodes import SCORE
 from attndsl.plan.kernel_plan import Config, KernelPlan
 
 from .. import host
@@ -12,6 +13,8 @@ from ..lines import Lines
 from ..summaries import used_summaries
 from .backward import adds_to_query_on_host, keeps_query_wide, table_leaves, table_names
 from .boxes import has_box_arguments
+from .decode_host import write_decode
+from .descriptors import pads_rows
 from .kernel import Kernel
 from .lists import list_count, list_names, uses_lists
 from .routed import is_whole, routed_plan
@@ -39,9 +42,44 @@ def attn_is_wide(tensor, axes):
     return sum((tensor.shape[a] - 1) * strides[a] for a in axes) >= 2**31
 
 
+def attn_together(heads, sharing, size):
+    """How many heads have programs at the same time: those whose tensors, `size` bytes for each
+    `sharing` of them, a GPU's second cache holds (50 MB on an H200, 40 MB on an A100)."""
+    return max(min(2**25 // max(size, 1) * sharing, heads), sharing)
+
+
 def attn_device(tensor):
     """The context in which a launch goes to the tensor's device."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+'''
+
+SIGN_FUNCTIONS = '''\
+def attn_negated(tensor):
+    """-tensor, with rows at multiples of 16 bytes."""
+    width = -(-tensor.shape[-1] // 8) * 8
+    room = tensor.new_empty((*tensor.shape[:-1], width))[..., : tensor.shape[-1]]
+    return torch.neg(tensor, out=room)
+'''
+
+DESCRIPTOR_FUNCTIONS = '''\
+def attn_separate(tensor):
+    """The tensor, or a copy, whose rows share no memory: a descriptor may expect that."""
+    is_apart = tensor.stride(2) >= tensor.shape[3]
+    return tensor if is_apart else tensor.contiguous()
+
+
+@contextlib.contextmanager
+def attn_scratch(tensor):
+    """Within it, kernels that make descriptors get memory for them from torch."""
+
+    def allocate(size, alignment, stream):
+        return torch.empty(size, dtype=torch.uint8, device=tensor.device)
+
+    token = triton.runtime._allocation._allocator.set(allocate)
+    try:
+        yield
+    finally:
+        triton.runtime._allocation._allocator.reset(token)
 '''
 
 TABLE_FUNCTIONS = '''\
@@ -87,6 +125,11 @@ def write_forward(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) ->
     with lines.block(f"def run_forward({FORWARD_ARGUMENTS}):"):
         lines.add('"""out, the result before the epilogue, and the statistics of the rows."""')
         write_inputs(lines, plan)
+        if takes_sign(plan):
+            with lines.block("if scale < 0.0:"):
+                lines.add("query, scale = attn_negated(query), -scale")
+        if uses_descriptors(plan, "forward"):
+            write_separate(lines)
         write_boxes(lines, plan, plan.forward)
         shape = "size_B, size_H, size_Nq"
         lines.add(f"out = query.new_empty(({shape}, size_Dv))")
@@ -96,6 +139,10 @@ def write_forward(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) ->
         if is_routed and forward is not None:
             lines.add(f"base_out = query.new_empty(({shape}, size_Dv), dtype=ACCUMULATOR)")
             lines.add("base_stat = torch.empty_like(stat)")
+        if plan.decode is not None:
+            with lines.block(f"if size_Nq <= {plan.decode.widest.block_m}:"):
+                write_decode(lines, plan, kernels, partial(_write_few_lists, lines, plan, kernels))
+                lines.add("return out, raw, stat")
         if forward is not None:
             if uses_lists(plan):
                 write_lists(lines, plan, kernels, forward)
@@ -105,6 +152,12 @@ def write_forward(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) ->
         lines.add("return out, raw, stat")
 
 
+def _write_few_lists(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) -> None:
+    """The lists of calls of few queries: all of these are one tile."""
+    if uses_lists(plan):
+        write_lists(lines, plan, kernels, kernels["decode"])
+
+
 def write_inputs(lines: Lines, plan: KernelPlan) -> None:
     """Sizes and parameters by their names, tensors as the kernels take them."""
     host.write_arguments(lines, plan)
@@ -112,6 +165,23 @@ def write_inputs(lines: Lines, plan: KernelPlan) -> None:
         lines.add(f"t_{tensor.name} = attn_unit_stride(t_{tensor.name})")
     for name in plan.request.per_batch:
         lines.add(f"{name} = {name}.contiguous()")
+
+
+def takes_sign(plan: KernelPlan) -> bool:
+    """Whether the forward wants a scale that is not negative: it compares what it has not scaled
+    yet."""
+    return plan.form == "softmax" and plan.value is SCORE
+
+
+def uses_descriptors(plan: KernelPlan, *names: str) -> bool:
+    """Whether one of these kernels reads by descriptors."""
+    return any(getattr(plan, name).shape != "peeled" for name in names)
+
+
+def write_separate(lines: Lines) -> None:
+    """Makes the rows of query, key and value fit for descriptors."""
+    for name in ("query", "key", "value"):
+        lines.add(f"{name} = attn_separate({name})")
 
 
 def write_boxes(lines: Lines, plan: KernelPlan, *configs: Config) -> None:
@@ -153,7 +223,8 @@ def write_launch(
         config = replace(config, block_m=tiles.block_m, block_n=tiles.block_n)
     if has_box_arguments(kernel.plan, kernel.arguments):
         lines.add(f"row_box, column_box = box_{config.block_m}, box_{config.block_n}")
-    with lines.block(f"if {name} > 0:"), lines.block("with attn_device(query):"):
+    scratch = ", attn_scratch(query)" if config.shape != "peeled" else ""
+    with lines.block(f"if {name} > 0:"), lines.block(f"with attn_device(query){scratch}:"):
         kernel.arguments.write_launch(lines, name, config)
 
 
@@ -187,14 +258,16 @@ def release_lists(lines: Lines, plan: KernelPlan, user: Kernel) -> None:
 
 def write_backward(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) -> None:
     """`run_backward`."""
-    delta, tables = kernels.get("backward_delta"), kernels.get("backward_tables")
-    dq, dkv = kernels["backward_dq"], kernels["backward_dkv"]
+    delta = kernels.get("backward_delta")
     arguments = "grad_out, grad_lse, query, key, value, raw, stat, "
     arguments += FORWARD_ARGUMENTS.removeprefix("query, key, value, ")
     with lines.block(f"def run_backward({arguments}):"):
         lines.add('"""Gradients of query, key, value and of the tensors that receive one."""')
         write_inputs(lines, plan)
-        write_boxes(lines, plan, plan.backward_dq, plan.backward_dkv)
+        own = {name: config for name, config in plan.configs if name != "forward"}
+        if uses_descriptors(plan, *own):
+            write_separate(lines)
+        write_boxes(lines, plan, *own.values())
         host.write_gradients(lines, plan)
         if adds_to_query_on_host(plan):
             lines.add("grad_query_host = torch.zeros_like(query, dtype=ACCUMULATOR)")
@@ -203,28 +276,63 @@ def write_backward(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) -
         if delta is not None:
             _write_delta(lines, delta)
         host.write_sink_backward(lines, plan)
-        is_routed = routed_plan(plan) is not None
-        if is_routed:
-            _write_columns(lines, plan, kernels)
-        if uses_lists(plan):
-            write_lists(lines, plan, kernels, dq)
-        _write_query(lines, plan, dq)
-        if "backward_dots" in kernels:
-            lines.add("dots = torch.empty_like(grad_query)")
-            write_launch(lines, kernels["backward_dots"], *grid_of_rows(dq))
-            lines.add("grad_query += dots")
-        if is_routed:
-            write_routed_backward(lines, plan, kernels)
-        if tables is not None:
-            _write_tables(lines, plan, kernels)
-        if uses_lists(plan):
-            release_lists(lines, plan, dq)
-        if not is_routed:
-            _write_columns(lines, plan, kernels)
+        if plan.backward_fused is not None:
+            _write_fused(lines, plan, kernels)
+        else:
+            _write_separate(lines, plan, kernels)
         _add_groups(lines, plan)
-        _write_leaves(lines, plan, dq, dkv)
+        _write_leaves(lines, plan, kernels)
         results = ", ".join(["grad_query", "grad_key", "grad_value", *host.result_texts(plan)])
         lines.add(f"return {results}")
+
+
+def _write_separate(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) -> None:
+    """What tiles of queries have from kernels of their own, and what tiles of keys have."""
+    dq = kernels["backward_dq"]
+    is_routed = routed_plan(plan) is not None
+    if is_routed:
+        _write_columns(lines, plan, kernels, "backward_dkv")
+    if uses_lists(plan):
+        write_lists(lines, plan, kernels, dq)
+    _write_query(lines, plan, dq)
+    if "backward_dots" in kernels:
+        lines.add("dots = torch.empty_like(grad_query)")
+        write_launch(lines, kernels["backward_dots"], *grid_of_rows(dq))
+        lines.add("grad_query += dots")
+    if is_routed:
+        write_routed_backward(lines, plan, kernels)
+    if "backward_tables" in kernels:
+        _write_tables(lines, plan, kernels)
+    if uses_lists(plan):
+        release_lists(lines, plan, dq)
+    if not is_routed:
+        _write_columns(lines, plan, kernels, "backward_dkv")
+
+
+def _write_fused(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) -> None:
+    """All gradients from the kernel that owns tiles of keys; the scale of those of queries."""
+    shape = "size_B, size_H, size_Nq"
+    lines.comment("Tiles of keys add to these in any order.")
+    lines.add(f"query_sums = query.new_zeros(({shape}, size_D), dtype=ACCUMULATOR)")
+    for name in _adjoint_names(kernels["backward_fused"], "row"):
+        lines.add(f"{name} = query.new_zeros(({shape}), dtype=ACCUMULATOR)")
+    _write_columns(lines, plan, kernels, "backward_fused")
+    if adds_to_query_on_host(plan):
+        lines.add("grad_query.add_(query_sums, alpha=scale)")
+    elif plan.request.dtype == "float32":
+        lines.add("grad_query = query_sums.mul_(scale)")
+    else:
+        lines.add(
+            "grad_query = torch.empty_like(query_sums, dtype=query.dtype)",
+            "torch.mul(query_sums, scale, out=grad_query)",
+        )
+    lines.add("del query_sums")
+
+
+def _adjoint_names(kernel: Kernel, level: str) -> list[str]:
+    """The kernel's sums of adjoints of leaves of a level."""
+    names = (argument.name for argument in kernel.arguments.arguments)
+    return [name for name in names if name.startswith(f"{level}_adjoint_")]
 
 
 def _write_incoming(lines: Lines, plan: KernelPlan) -> None:
@@ -240,14 +348,20 @@ def _write_incoming(lines: Lines, plan: KernelPlan) -> None:
 
 
 def _write_delta(lines: Lines, delta: Kernel) -> None:
+    room = "torch.empty_like(stat)"
+    if pads_rows(delta.plan):
+        room = "stat.new_empty((size_B, size_H, -(-size_Nq // 4) * 4))[..., :size_Nq]"
     lines.add(
         "stat = attn_packed(stat, ACCUMULATOR)",
-        "delta = torch.empty_like(stat)",
-        "base = torch.empty_like(stat)",
-        "if grad_lse is None:",
-        "    grad_lse = torch.zeros_like(stat)",
-        "grad_lse = attn_packed(grad_lse, ACCUMULATOR)",
+        f"delta = {room}",
+        f"base = {room}",
     )
+    if delta.arguments.has("grad_lse"):
+        lines.comment("Without a gradient of lse no row reads it.")
+        lines.add(
+            "lse_rows = 0 if grad_lse is None else stat.numel()",
+            "grad_lse = stat if grad_lse is None else attn_packed(grad_lse, ACCUMULATOR)",
+        )
     block = delta.arguments.config.block_m
     write_launch(lines, delta, f"-(-size_B * size_H * size_Nq // {block})", "programs")
 
@@ -256,10 +370,9 @@ def _write_query(lines: Lines, plan: KernelPlan, dq: Kernel) -> None:
     on_host = adds_to_query_on_host(plan)
     dtype = ", dtype=ACCUMULATOR" if keeps_query_wide(plan) else ""
     lines.add(f"grad_query = query.new_empty((size_B, size_H, size_Nq, size_D){dtype})")
-    for argument in dq.arguments.arguments:
-        if argument.name.startswith("row_adjoint_"):
-            shape = "(size_B, size_H, size_Nq)"
-            lines.add(f"{argument.name} = query.new_empty({shape}, dtype=ACCUMULATOR)")
+    for adjoint in _adjoint_names(dq, "row"):
+        shape = "(size_B, size_H, size_Nq)"
+        lines.add(f"{adjoint} = query.new_empty({shape}, dtype=ACCUMULATOR)")
     count, name = grid_of_rows(dq)
     for argument in dq.arguments.arguments:
         if argument.name.startswith("largest_"):
@@ -269,17 +382,17 @@ def _write_query(lines: Lines, plan: KernelPlan, dq: Kernel) -> None:
         lines.add("grad_query += grad_query_host")
 
 
-def _write_columns(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) -> None:
-    """What tiles of keys have, and their lists."""
-    dkv = kernels["backward_dkv"]
+def _write_columns(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel], name: str) -> None:
+    """What tiles of keys have from the kernel of this name, and their lists."""
+    kernel = kernels[name]
     if uses_lists(plan):
-        write_lists(lines, plan, kernels, dkv)
-    _write_key_value(lines, plan, dkv)
+        write_lists(lines, plan, kernels, kernel)
+    _write_key_value(lines, plan, kernel)
     if uses_lists(plan):
-        release_lists(lines, plan, dkv)
+        release_lists(lines, plan, kernel)
 
 
-def _write_key_value(lines: Lines, plan: KernelPlan, dkv: Kernel) -> None:
+def _write_key_value(lines: Lines, plan: KernelPlan, kernel: Kernel) -> None:
     lines.comment(
         "One sum per query head; those of a group are added afterwards, in a fixed order."
     )
@@ -289,12 +402,9 @@ def _write_key_value(lines: Lines, plan: KernelPlan, dkv: Kernel) -> None:
         "grad_key = key.new_empty((size_B, size_H, size_Nk, size_D), dtype=partial_dtype)",
         "grad_value = value.new_empty((size_B, size_H, size_Nk, size_Dv), dtype=partial_dtype)",
     )
-    for argument in dkv.arguments.arguments:
-        if argument.name.startswith("column_adjoint_"):
-            lines.add(
-                f"{argument.name} = query.new_zeros((size_B, size_H, size_Nk), dtype=ACCUMULATOR)"
-            )
-    write_launch(lines, dkv, *grid_of_columns(dkv))
+    for adjoint in _adjoint_names(kernel, "column"):
+        lines.add(f"{adjoint} = query.new_empty((size_B, size_H, size_Nk), dtype=ACCUMULATOR)")
+    write_launch(lines, kernel, *grid_of_columns(kernel))
 
 
 def _add_groups(lines: Lines, plan: KernelPlan) -> None:
@@ -309,14 +419,16 @@ def _add_groups(lines: Lines, plan: KernelPlan) -> None:
             lines.add("grad_key, grad_value = grad_key.to(key.dtype), grad_value.to(key.dtype)")
 
 
-def _write_leaves(lines: Lines, plan: KernelPlan, dq: Kernel, dkv: Kernel) -> None:
-    adjoints: dict[str, dict[Node, str]] = {"row": {}, "column": {}}
-    for level, kernel in (("row", dq), ("column", dkv)):
-        for number, leaf in enumerate(plan.leaves):
-            if leaf.level == level and kernel.arguments.has(f"{level}_adjoint_{number}"):
-                adjoints[level][leaf.node] = f"{level}_adjoint_{number}"
-        if adjoints[level]:
-            host.write_leaves(lines, plan, level, adjoints[level])
+def _write_leaves(lines: Lines, plan: KernelPlan, kernels: dict[str, Kernel]) -> None:
+    """The gradients of tensors from the sums of their leaves' adjoints."""
+    is_fused = plan.backward_fused is not None
+    owners = ("row", "backward_dq"), ("column", "backward_dkv")
+    for level, owner in owners:
+        summed = _adjoint_names(kernels["backward_fused" if is_fused else owner], level)
+        names = {f"{level}_adjoint_{number}": leaf for number, leaf in enumerate(plan.leaves)}
+        adjoints = {leaf.node: name for name, leaf in names.items() if name in summed}
+        if adjoints:
+            host.write_leaves(lines, plan, level, adjoints)
     if keeps_query_wide(plan):
         lines.add("grad_query = grad_query.to(query.dtype)")
 

@@ -6,23 +6,24 @@ from collections.abc import Callable, Sequence
 
 from attndsl.ir.nodes import TRUE, Node, is_const
 from attndsl.ir.program import Grid
-from attndsl.plan.kernel_plan import Chunk, Config, KernelPlan
+from attndsl.plan.kernel_plan import Config, KernelPlan
 
 from ..lines import Lines
-from .arguments import Arguments, elements_per_alignment
+from .arguments import Arguments
 from .boxes import (
     COLUMNS,
     ROWS,
     Side,
     add_box_arguments,
+    coordinate_name,
     corner_lines,
     inside_tests,
     write_coordinates,
     write_counts,
     write_places,
 )
-from .lists import add_list_arguments, uses_lists, visits_nothing, write_list_loops
-from .ranges import KEYS, QUERIES, Axis, write_range_loops
+from .lists import add_list_arguments, list_sequence, uses_lists, visits_nothing, write_list_loops
+from .ranges import KEYS, QUERIES, Axis, Loop, range_sequence, span_tests, write_range_loops
 from .routed import (
     LIMIT,
     PLACES,
@@ -35,6 +36,11 @@ from .routed import (
     write_gathered_place,
     write_gathered_rows,
 )
+from .tensors import Tensors
+from .tensors import arange as arange
+from .tensors import elements as elements
+from .tensors import load as load
+from .tensors import width_test as width_test
 from .values import Values, uses_score
 
 Body = Callable[[bool], None]  # writes the work on one tile; whether it is a partial one
@@ -42,7 +48,7 @@ Body = Callable[[bool], None]  # writes the work on one tile; whether it is a pa
 NEGATIVE_INFINITY = 'float("-inf")'
 
 
-class Kernel:
+class Kernel(Tensors):
     """One kernel while it is written.
 
     columns_first  a program owns a tile of keys and loops over tiles of queries; its pair values
@@ -59,6 +65,28 @@ class Kernel:
         self.columns_first = columns_first
         self.has_score = uses_score(plan.value, plan.logit)
         self.segments = plan.queries if columns_first else plan.keys
+        self.span = plan.query_span if columns_first else plan.key_span
+        self.is_described = config.shape != "peeled"
+        self.is_specialised = config.shape == "specialised"
+        self._span_tests: list[str] | None = None
+
+    @property
+    def pair_value(self) -> Node:
+        """What pairs compute of `KernelPlan.value`; `shift_text` is the rest."""
+        return self.plan.value if self.plan.shift is None else self.plan.shift.value
+
+    def shift_text(self) -> str:
+        """The text of what all pairs of a row have in common in a tile, in units of log2(e), in the
+        shape of rows or a number; "" where they have nothing."""
+        if self.plan.shift is None:
+            return ""
+        (text,) = self.values.write(self.lines, self.plan.shift.rows)
+        return f"({text}) * LOG2E"
+
+    @property
+    def mask_nodes(self) -> list[Node]:
+        """What the tests of pairs read: nothing where rows have a run of columns."""
+        return [] if self.span is not None else [self.plan.program.mask]
 
     @property
     def is_gathered(self) -> bool:
@@ -78,10 +106,6 @@ class Kernel:
     def shape(self) -> str:
         return "BLOCK_N, BLOCK_M" if self.columns_first else "BLOCK_M, BLOCK_N"
 
-    @property
-    def precision(self) -> str:
-        return ', input_precision="ieee"' if self.plan.request.dtype == "float32" else ""
-
     def segment_nodes(self) -> list[Node]:
         """The ends of segments that the kernel computes: none where it has lists of its tiles; or
         the facts of a tile, where it is gathered."""
@@ -89,13 +113,12 @@ class Kernel:
             return fact_nodes(self.plan)
         if uses_lists(self.plan):
             return []
-        return [n for s in self.segments for n in (s.lo, s.hi, s.full_lo, s.full_hi)]
-
-    @property
-    def row_head(self) -> str:
-        """The text of the number of the rows' head among those of all sequences: one for the tile,
-        or [BLOCK_M] after `write_rows`."""
-        return "row_head" if self.plan.packs_heads else "head"
+        ends = [(s.lo, s.hi) for s in self.segments]
+        if not self.is_specialised:
+            ends += [(s.full_lo, s.full_hi) for s in self.segments]
+        if self.span is not None:
+            ends.append((self.span.lo, self.span.hi))
+        return [end for pair in ends for end in pair]
 
     @property
     def key_head(self) -> str:
@@ -106,6 +129,8 @@ class Kernel:
         """What the kernel needs to find its tiles, besides the parameters in the segments."""
         if self.is_gathered:
             add_gather_arguments(self.arguments, self.columns_first)
+        elif self.plan.grid is None:
+            self.arguments.add("together", "i32", together_text(self.columns_first))
         if uses_lists(self.plan):
             add_list_arguments(self.arguments, self.columns_first)
         add_box_arguments(self.arguments, self.plan.grid)
@@ -150,12 +175,21 @@ class Kernel:
         lines = self.lines
         block = "BLOCK_N" if self.columns_first else "BLOCK_M"
         length, start = ("Nk", "start_n") if self.columns_first else ("Nq", "start_m")
-        lines.add(f"tiles = tl.cdiv({length}, {block})", "head = tl.program_id(0) // tiles")
+        other, which, place = "keys", "last", "(tiles - 1 - within // heads)"
         if self.columns_first:
-            lines.add(f"{start} = tl.program_id(0) % tiles * {block}")
-        else:
-            lines.comment("The last tile comes first: under a causal mask it has the most keys.")
-            lines.add(f"{start} = (tiles - 1 - tl.program_id(0) % tiles) * {block}")
+            other, which, place = "queries", "first", "(within // heads)"
+        lines.add(f"tiles = tl.cdiv({length}, {block})")
+        lines.comment(
+            f"Some heads at a time, whose {other} the cache holds; their {which} tiles first,",
+            f"which have the most {other} under a causal mask.",
+        )
+        lines.add(
+            "first_head = tl.program_id(0) // (tiles * together) * together",
+            "within = tl.program_id(0) - first_head * tiles",
+            "heads = tl.minimum(together, tl.num_programs(0) // tiles - first_head)",
+            "head = first_head + within % heads",
+            f"{start} = {place} * {block}",
+        )
 
     def _write_box(self, grid: Grid) -> None:
         """The head, and the corner of the tile where it is a box."""
@@ -244,148 +278,29 @@ class Kernel:
         """Indices and positions of the tile's keys, as `write_rows`."""
         self._write_elements(COLUMNS, self.column, partial)
         self.lines.add(f"columns = {self.column_elements}{self.column}", "k = columns + k_start")
+        if self.plan.shift is not None:
+            self.lines.add(
+                f"{coordinate_name('k', 'place')} = tl.arange(0, BLOCK_N){self.column}",
+                "tile_k_first = start_n + k_start",
+            )
 
     def _write_elements(self, side: Side, subscript: str, partial: bool) -> None:
         if self.plan.grid is not None:
             write_places(self.lines, self.plan.grid, side, partial)
             write_coordinates(self.lines, self.plan.grid, side, subscript)
 
-    # -- loads ---------------------------------------------------------------------------------
-
-    def write_base(self, name: str, head: str) -> None:
-        """Strides in elements, and the address of one head of query, key or value."""
-        unit = elements_per_alignment(self.plan)
-        times = f" * {unit}" if unit > 1 else ""
-        self.lines.add(
-            f"{name}_n = {name}_stride_n{times}",
-            f"{name}_head = {name} + (b * {name}_stride_b + {head} * {name}_stride_h){times}",
-        )
-
-    def write_query_base(self) -> None:
-        """The address of the rows' head of query: one, or [BLOCK_M, 1]."""
-        self.write_base("query", "(first_h + member)[:, None]" if self.plan.packs_heads else "h")
-
-    def write_query_rows(self) -> None:
-        """The addresses of the rows of query, in the shape of `rows`."""
-        if not self.plan.packs_heads:
-            self.lines.add("query_rows = query_head + rows * query_n")
-            return
-        unit = elements_per_alignment(self.plan)
-        times = f" * {unit}" if unit > 1 else ""
-        self.lines.add(
-            f"query_rows = query + (b * query_stride_b + h * query_stride_h){times} "
-            "+ rows * query_n"
-        )
-
-    def write_row_base(self, name: str, width: int) -> None:
-        """The address of the rows' head of a contiguous tensor [B, H, Nq, width]: one, or
-        [BLOCK_M, 1]."""
-        shape = "[:, None]" if self.plan.packs_heads else ""
-        self.write_own_base(name, width, "Nq", f"{self.row_head}{shape}")
-
-    def write_loads(
-        self, name: str, index: str, chunks: Sequence[Chunk], limit: str | None
-    ) -> None:
-        """Loads a tile [block, width] of query, key or value for each chunk, of the rows `index`
-        ([block]); from row `limit` on it is 0 (None: no test)."""
-        # Addresses are made where they are used: kept over a loop they would fill registers.
-        stride = "" if self.plan.request.unit_stride else f" * {name}_stride_d"
-        index = f"({index})[:, None]"
-        for i, chunk in enumerate(chunks):
-            tests = [f"({index} < {limit})"] if limit is not None else []
-            element = f"({arange(chunk)}){stride}" if stride else arange(chunk)
-            address = f"{name}_head + {index} * {name}_n + {element}"
-            self.lines.add(f"{name}_{i} = " + load(address, tests + width_test(chunk), "0.0"))
-
-    def own_address(self, name: str, width: int, index: str, chunk: Chunk) -> str:
-        """Addresses of a tile of a contiguous tensor [B, H, length, width]; `index` is [block]."""
-        return f"{name}_head + ({index})[:, None].to(tl.int64) * {width} + {arange(chunk)}"
-
-    def write_own_base(self, name: str, width: int, length: str, owner: str = "head") -> None:
-        self.lines.add(f"{name}_head = {name} + {owner}.to(tl.int64) * {length} * {width}")
-
-    def write_own_loads(
-        self,
-        name: str,
-        width: int,
-        index: str,
-        chunks: Sequence[Chunk],
-        limit: str | None,
-    ) -> None:
-        """Loads a tile of a contiguous tensor, as `write_loads`."""
-        for i, chunk in enumerate(chunks):
-            tests = [f"(({index})[:, None] < {limit})"] if limit is not None else []
-            address = self.own_address(name, width, index, chunk)
-            self.lines.add(f"{name}_{i} = " + load(address, tests + width_test(chunk), "0.0"))
-
-    def write_own_stores(
-        self,
-        name: str,
-        width: int,
-        index: str,
-        chunks: Sequence[Chunk],
-        limit: str,
-        value: Callable[[int], str],
-    ) -> None:
-        """Stores tiles of a contiguous tensor; `value` gives the text of a chunk."""
-        self.write_own_base(name, width, limit)
-        self.write_stores(name, width, index, chunks, limit, value)
-
-    def write_results(
-        self, name: str, width: int, chunks: Sequence[Chunk], value: Callable[[int], str]
-    ) -> None:
-        """Stores what the kernel has computed for its rows, as `write_own_stores`."""
-        owner, index, limit = self.results
-        self.write_own_base(name, width, limit, owner)
-        self.write_stores(name, width, index, chunks, limit, value)
-
-    def write_row_store(self, name: str, value: str) -> None:
-        """Stores one number for each of the kernel's rows."""
-        owner, index, limit = self.results
-        self.lines.add(
-            f"row = {index}",
-            f"tl.store({name} + {owner}.to(tl.int64) * {limit} + row, {value}, mask=row < {limit})",
-        )
-
-    def write_stores(
-        self,
-        name: str,
-        width: int,
-        index: str,
-        chunks: Sequence[Chunk],
-        limit: str,
-        value: Callable[[int], str],
-    ) -> None:
-        """Stores tiles of the rows `index` at an address that is known."""
-        for i, chunk in enumerate(chunks):
-            tests = [f"(({index})[:, None] < {limit})", *width_test(chunk)]
-            address = self.own_address(name, width, index, chunk)
-            self.lines.add(f"tl.store({address}, {value(i)}, mask={' & '.join(tests)})")
-
-    def write_product(self, name: str, left: str, right: str, chunks: Sequence[Chunk]) -> None:
-        """name = sum over chunks of left_i @ right_i^T."""
-        for i in range(len(chunks)):
-            onto = f", {name}" if i else ""
-            self.lines.add(
-                f"{name} = tl.dot({left}_{i}, tl.trans({right}_{i}){onto}{self.precision})"
-            )
-
     # -- loops over tiles --------------------------------------------------------------------------
 
     def write_tiles(self, body: Body) -> None:
-        """The loops over tiles of the other axis: full ones, then the rest with their mask."""
+        """The loops over tiles of the other axis: full ones, then the rest with their mask; or one
+        over all of them."""
         lines, plan = self.lines, self.plan
         if visits_nothing(plan):
             return
         lines.blank()
         lines.origin(plan.program, plan.program.mask)
-        if self.is_gathered:
-            loops = write_gathered_loops(lines, self.values, plan, self.columns_first)
-        elif uses_lists(plan):
-            loops = write_list_loops(lines, plan, self.columns_first)
-        else:
-            loops = write_range_loops(lines, self.values, self.segments, self.axis, self.guard)
-        for loop in loops:
+        self.write_span()
+        for loop in self._write_loops():
             lines.blank()
             outer = self.values
             lines.add(*loop.before)
@@ -401,6 +316,27 @@ class Kernel:
                 self.values = outer
             lines.blank()
 
+    def _write_loops(self) -> list[Loop]:
+        """The loops, and what has to be known before them."""
+        lines, plan = self.lines, self.plan
+        if self.is_gathered:
+            return write_gathered_loops(lines, self.values, plan, self.columns_first)
+        if uses_lists(plan):
+            write = list_sequence if self.is_specialised else write_list_loops
+            return write(lines, plan, self.columns_first)
+        ends = (self.segments, self.axis, self.guard)
+        if self.is_specialised:
+            return range_sequence(lines, self.values, *ends)
+        return write_range_loops(lines, self.values, *ends, self.whole_guard)
+
+    def write_span(self) -> None:
+        """For each of the tile's own rows or columns, the first element of the other axis with
+        which it takes part, and the one after the last; where they are a run."""
+        if self.span is not None and self.plan.program.mask is not TRUE:
+            other = "rows" if self.columns_first else "columns"
+            texts = (other, self.own_guard)
+            self._span_tests = span_tests(self.lines, self.values, self.span, self.axis, *texts)
+
     @property
     def axis(self) -> Axis:
         """The axis over which the kernel loops."""
@@ -411,6 +347,17 @@ class Kernel:
         """The test without which no tile is reached: keys beyond k_len meet no query."""
         batched = self.columns_first and "k_len" in self.plan.request.per_batch
         return "start_n < n_keys" if batched else ""
+
+    @property
+    def whole_guard(self) -> str:
+        """The test without which no tile is full."""
+        return ""
+
+    @property
+    def own_guard(self) -> str:
+        """The test without which a row or column of the program's own has no pairs; where runs of
+        the other axis are tested."""
+        return ""
 
     def spread(self, node: Node, text: str) -> str:
         """The text of a value, an atom, in the shape of a tile whatever the node varies with."""
@@ -430,6 +377,8 @@ class Kernel:
     def mask_tests(self, partial: bool, always_rows: bool = False) -> list[str]:
         """Tests that a pair takes part, by bounds and mask; none in a full tile."""
         tests = []
+        if partial and self._span_tests is not None:  # these know the end of the axis too
+            return [*self._span_tests, *(self.end_tests(ROWS) if always_rows else [])]
         if partial:
             tests += self.end_tests(self.other_side)
         if always_rows:
@@ -442,25 +391,9 @@ class Kernel:
         return tests
 
 
-def elements(start: str, block: str) -> str:
-    """The rows or columns of a tile, [block]."""
-    return f"{start} + tl.arange(0, {block})"
-
-
-def arange(chunk: Chunk) -> str:
-    """The elements of a chunk of a head dimension, [1, width]."""
-    plus = f"{chunk.start} + " if chunk.start else ""
-    return f"{plus}tl.arange(0, {chunk.width})[None, :]"
-
-
-def width_test(chunk: Chunk) -> list[str]:
-    """The test that an element of a chunk is there; none where all are."""
-    if chunk.valid == chunk.width:
-        return []
-    return [f"(tl.arange(0, {chunk.width})[None, :] < {chunk.valid})"]
-
-
-def load(address: str, tests: Sequence[str], other: str) -> str:
-    if not tests:
-        return f"tl.load({address})"
-    return f"tl.load({address}, mask={' & '.join(tests)}, other={other})"
+def together_text(columns_first: bool) -> str:
+    """The host's text of how many heads' programs run at a time. Heads of a group read the same
+    keys and values; queries and gradients of results are those of one head."""
+    length, sharing = ("size_Nq", "1") if columns_first else ("size_Nk", "size_G")
+    size = f"{length} * (size_D + size_Dv) * query.element_size()"
+    return f"attn_together(size_B * size_H, {sharing}, {size})"

@@ -73,14 +73,25 @@ def attn_square(x):
 
 
 @triton.jit
+def attn_inverse(x):
+    """1 / x for x from 1 on: a division would also be prepared for all other numbers."""
+    root = tl.rsqrt(x)
+    return root * root
+
+
+@triton.jit
+def attn_sigmoid(x):
+    """1 / (1 + exp(-x))."""
+    return attn_inverse(1.0 + tl.exp2(x * -1.4426950408889634))
+
+
+@triton.jit
 def attn_tanh(x):
     """The hyperbolic tangent: from exp far from 0, from its series near 0, where exp cancels."""
-    size = tl.abs(x)
-    small = tl.exp(-2.0 * size)
-    far = (1.0 - small) / (1.0 + small)
+    far = 1.0 - 2.0 * attn_inverse(1.0 + tl.exp2(x * 2.8853900817779268))
     x2 = x * x
     series = 1.0 + x2 * (-0.33333334 + x2 * (0.13333334 + x2 * (-0.053968254 + x2 * 0.021869488)))
-    return tl.where(size < 0.25, x * series, tl.where(x < 0.0, -far, far))
+    return tl.where(x2 < 0.0625, x * series, far)
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from attndsl.plan.kernel_plan import KernelPlan
 from ..lines import Lines
 from ..summaries import list_axes
 from .arguments import Arguments
-from .ranges import Loop, reached_parts
+from .ranges import SPECIALISED, Loop, reached_parts
 
 
 def uses_lists(plan: KernelPlan) -> bool:
@@ -60,6 +60,31 @@ def batch_and_head(axes: frozenset[str]) -> tuple[str, str]:
 
 def write_list_loops(lines: Lines, plan: KernelPlan, columns_first: bool) -> list[Loop]:
     """The loops over a row of a list: full tiles, then partial ones."""
+    _write_row(lines, plan, columns_first)
+    loops = []
+    if plan.tile.certain is not FALSE:
+        lines.add("full_tiles = tl.load(tile_row + 1)")
+        loops.append(_loop(False, "full_tiles", "(listed + most_listed - 1 - {})"))
+    return [*loops, _loop(True, "partial_tiles", "(listed + {})")]
+
+
+def list_sequence(lines: Lines, plan: KernelPlan, columns_first: bool) -> list[Loop]:
+    """One loop over a row of a list: partial tiles, then full ones, which test their pairs too."""
+    _write_row(lines, plan, columns_first)
+    count, place = "partial_tiles", "listed + step"
+    if plan.tile.certain is not FALSE:
+        lines.add(
+            "all_tiles = partial_tiles + tl.load(tile_row + 1)",
+            "behind = listed + most_listed - 1 + partial_tiles",
+        )
+        count = "all_tiles"
+        place = f"tl.where(step < partial_tiles, {place}, behind - step)"
+    header = f"for step in tl.range(0, {count}, {SPECIALISED}):"
+    return [Loop(True, header, (f"tile = tl.load(tile_lists + {place})",))]
+
+
+def _write_row(lines: Lines, plan: KernelPlan, columns_first: bool) -> None:
+    """Where a row of a list begins, and how many partial tiles it has."""
     own = "start_n // BLOCK_N" if columns_first else "start_m // BLOCK_M"
     if plan.grid is not None:
         own = "own"
@@ -74,11 +99,6 @@ def write_list_loops(lines: Lines, plan: KernelPlan, columns_first: bool) -> lis
         "partial_tiles = tl.load(tile_row)",
         "listed = tl.load(tile_row + 2)",
     )
-    loops = []
-    if plan.tile.certain is not FALSE:
-        lines.add("full_tiles = tl.load(tile_row + 1)")
-        loops.append(_loop(False, "full_tiles", "(listed + most_listed - 1 - {})"))
-    return [*loops, _loop(True, "partial_tiles", "(listed + {})")]
 
 
 def _loop(partial: bool, count: str, place: str) -> Loop:

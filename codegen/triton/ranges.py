@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attndsl.ir.nodes import Node, is_const
+from attndsl.analysis.facts import EVERYTHING_HIGH, EVERYTHING_LOW
+from attndsl.ir.nodes import Node, constant, is_const
 from attndsl.plan.kernel_plan import Segment
+from attndsl.plan.spans import Span as Run
 
 from ..lines import Lines
 from .values import Values
@@ -29,6 +31,8 @@ class Axis:
 
 KEYS = Axis("keys", "k_start", "n_keys", "BLOCK_N", "start_n")
 QUERIES = Axis("queries", "q_start", "Nq", "BLOCK_M", "start_m")
+NO_LIMITS = (constant(EVERYTHING_LOW), constant(EVERYTHING_HIGH))
+SPECIALISED = "warp_specialize=True"  # of a loop: some warps load, others compute
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,12 @@ def write_ends(
     full: Sequence[Part],
     axis: Axis,
     guard: str = "",
+    whole_guard: str = "",
 ) -> tuple[list[Span], list[Span]]:
     """Outer parts of segments and full parts, as elements of the axis.
 
     The full parts come in order, apart from each other: those that overlap or touch are joined.
-    Where the test `guard` fails nothing is reached.
+    Where the test `guard` fails nothing is reached, where `whole_guard` does nothing is full.
     """
     texts = iter(values.write(lines, *(node for pair in (*outer, *full) for node in pair)))
     spans: tuple[list[Span], list[Span]] = ([], [])
@@ -87,6 +92,9 @@ def write_ends(
     if guard:
         for _, hi in spans[0]:
             lines.add(f"{hi} = tl.where({guard}, {hi}, 0)")
+    if whole_guard:
+        for _, hi in spans[1]:
+            lines.add(f"{hi} = tl.where({whole_guard}, {hi}, 0)")
     _write_joined(lines, spans[1])
     return spans
 
@@ -117,7 +125,12 @@ def _write_joined(lines: Lines, spans: list[Span]) -> None:
 
 
 def write_range_loops(
-    lines: Lines, values: Values, segments: Sequence[Segment], axis: Axis, guard: str = ""
+    lines: Lines,
+    values: Values,
+    segments: Sequence[Segment],
+    axis: Axis,
+    guard: str = "",
+    whole_guard: str = "",
 ) -> list[Loop]:
     """The loops over the tiles of segments: full ones, then the others; none twice.
 
@@ -131,8 +144,8 @@ def write_range_loops(
         "[full_first, full_last) all.",
     )
     parts = reached_parts(segments), full_parts(segments)
-    outer, full = write_ends(lines, values, *parts, axis, guard)
-    reached = _write_reached(lines, outer, axis.block)
+    outer, full = write_ends(lines, values, *parts, axis, guard, whole_guard)
+    reached = write_reached(lines, outer, axis.block)
     whole = _write_whole(lines, full, reached, axis.block)
     find: tuple[str, ...] = ()
     counter, begin, end = "tile", *reached[0]
@@ -147,7 +160,46 @@ def write_range_loops(
     return [*loops, _numbered_loop(lines, "partial", rest, counter, find)]
 
 
-def _write_reached(lines: Lines, outer: list[Span], block: str) -> list[Span]:
+def range_sequence(
+    lines: Lines, values: Values, segments: Sequence[Segment], axis: Axis, guard: str = ""
+) -> list[Loop]:
+    """One loop over all tiles of segments, none twice; each of them tests its pairs."""
+    parts = reached_parts(segments)
+    if not parts:
+        return []
+    lines.comment(f"Tiles of {axis.name} in which pairs may take part: those of [first, last).")
+    outer, _ = write_ends(lines, values, parts, [], axis, guard)
+    reached = write_reached(lines, outer, axis.block)
+    if len(reached) == 1:
+        first, last = reached[0]
+        return [Loop(True, f"for tile in tl.range({first}, {last}, {SPECIALISED}):")]
+    find = f"tile = {numbered('end', reached, 'at')}"
+    header = f"for at in tl.range(0, end_{len(reached) - 1}, {SPECIALISED}):"
+    return [Loop(True, header, (find,))]
+
+
+def span_tests(
+    lines: Lines, values: Values, span: Run, axis: Axis, elements: str, own_guard: str = ""
+) -> list[str]:
+    """The tests that `elements` of the axis lie in the run of each of a kernel's own rows or
+    columns, and on the axis. Where the test `own_guard` of a row or column fails its run is empty.
+    """
+    limits = {"lo": span.lo, "hi": span.hi}
+    for name, node in limits.items():
+        if node not in NO_LIMITS:
+            (text,) = values.write(lines, node)
+            lines.add(f"span_{name} = attn_clip({text}, {axis.offset}, {axis.length})")
+            if own_guard:
+                none = axis.length if name == "lo" else "0"
+                lines.add(f"span_{name} = tl.where({own_guard}, span_{name}, {none})")
+    if span.lo in NO_LIMITS:
+        return [f"({elements} < {axis.length if span.hi in NO_LIMITS else 'span_hi'})"]
+    if span.hi in NO_LIMITS:
+        return [f"(tl.where({elements} < {axis.length}, {elements}, -1) >= span_lo)"]
+    return [f"({elements} >= span_lo) & ({elements} < span_hi)"]
+
+
+def write_reached(lines: Lines, outer: list[Span], block: str) -> list[Span]:
     """Ranges of tiles that outer parts reach, apart and in order; their running count end_0 ..."""
     _write_sorted(lines, outer)
     found: list[Span] = []

@@ -107,12 +107,12 @@ class Slots(Kernel):
 
 
 class Merge(Slots, Forward):
-    """Writes `routed_merge`: the results of a tile of rows from its parts."""
+    """Writes `routed_merge`, or `name`: the results of a tile of rows from its parts."""
 
-    def __init__(self, plan: KernelPlan, is_spread: bool = False) -> None:
+    def __init__(self, plan: KernelPlan, is_spread: bool = False, name: str = "") -> None:
         width = plan.request.value_dim
         config = spread_config(width) if is_spread else slot_config(width)
-        super().__init__(plan, few_name("routed_merge", is_spread), config)
+        super().__init__(plan, name or few_name("routed_merge", is_spread), config)
         self.is_spread = is_spread
         self.is_whole = True
         self.has_base = not visits_nothing(plan)

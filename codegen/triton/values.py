@@ -12,9 +12,9 @@ from attndsl.ir.ops import ATOM, PRODUCT, TEST, Spelling, call
 from attndsl.plan.kernel_plan import KernelPlan, decides_by_float
 
 from ..expressions import Printer, hoist, table_spelling
+from ..integers import NARROW_DTYPES, WIDE_DTYPES, Integers
 from ..lines import Lines
 from .boxes import coordinate_name
-from .integers import NARROW_DTYPES, WIDE_DTYPES, Integers
 
 ROW_INDICES = frozenset("q")
 LEVELS = ("program", "row", "column", "pair")
@@ -54,16 +54,21 @@ def float32(value: float) -> float:
 
 
 def normalised(root: Node, ranges: Ranges, rows: frozenset[str] = ROW_INDICES) -> Node:
-    """The expression with constants that float32 can hold, sums of ints with what varies with rows
-    and what varies with columns added up apart, and indices that fit int32 where that can be.
+    """The expression with constants that float32 can hold, divisions of pairs by what they share as
+    products, sums of ints with what varies with rows and what varies with columns added up apart,
+    and indices that fit int32 where that can be.
 
     >>> normalised(constant(1e-50), Ranges())
     const(0.0)
     """
+    exact = decisive(root)
 
     def change(node: Node, args: tuple[Node, ...]) -> Node:
         if node.op == "const":
             return constant(float32(node.value)) if node.kind == "float" else node
+        if node.op == "div" and node not in exact and level_of(node, rows) == "pair":
+            if level_of(args[1], rows) == "program":
+                return make("mul", args[0], inverse(args[1]))
         if node.op in ("lookup", "dot"):
             args = tuple(narrowed(arg, ranges, rows) for arg in args)
         if args != node.args:
@@ -74,6 +79,13 @@ def normalised(root: Node, ranges: Ranges, rows: frozenset[str] = ROW_INDICES) -
         return node
 
     return rebuild(root, change)
+
+
+def inverse(divisor: Node) -> Node:
+    """1 / divisor: one division for all pairs, and a product for each."""
+    if divisor.op == "const" and divisor.value != 0.0:
+        return constant(float32(1.0 / float(divisor.value)))
+    return make("div", constant(1.0), divisor)
 
 
 def decisive(root: Node) -> set[Node]:
@@ -197,7 +209,7 @@ class Values:
 
     def inner(self) -> Values:
         """The values of an inner block: what it names is not seen outside."""
-        copy = object.__new__(Values)
+        copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
         copy.printer = self.printer.inner()
         return copy

@@ -45,6 +45,7 @@ def made(text: str, dtypes: tuple[str, ...], *per_batch: str) -> KernelPlan:
         forward=replace(found.forward, **SMALL),
         backward_dq=replace(found.backward_dq, **SMALL),
         backward_dkv=replace(found.backward_dkv, **TURNED),
+        decode=None,  # few queries as many: in tiles of the sizes above
     )
 
 

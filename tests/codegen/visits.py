@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 import attndsl
+from attndsl.backend import load
 from attndsl.ir.program import Program
 from attndsl.plan.boxes import attn_box
 from attndsl.plan.kernel_plan import Config, Request
@@ -26,7 +28,15 @@ from attndsl.plan.planner import plan
 from attndsl.runtime import cache
 
 Counts = dict[str, tuple[int, int]]
-LOOPS = ("forward", "backward_dq", "backward_dots", "backward_dkv", "backward_tables")
+LOOPS = (
+    "forward",
+    "decode",
+    "decode_part",
+    "backward_dq",
+    "backward_dots",
+    "backward_dkv",
+    "backward_tables",
+)
 KERNEL = re.compile(rf"def ({'|'.join(LOOPS)})\($")
 LAUNCH = re.compile(rf" +({'|'.join(LOOPS)})\[\(\w+,\)\]\($")
 LOOP = re.compile(r"    for (step|tile|at) in range\(.*\):$")  # at the kernel's own depth
@@ -52,9 +62,11 @@ def with_counters(text: str) -> str:
 
 
 class Counter:
-    """The modules with counters that calls have run."""
+    """The modules with counters that calls have run. Unless `runs_decode`, calls of few queries run
+    as all others do."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, runs_decode: bool = False) -> None:
+        self.runs_decode = runs_decode
         self.visits = {name: torch.zeros(2, dtype=torch.int64, device=device) for name in LOOPS}
         self.used: set[str] = set()
         self.configs: dict[str, Config] = {}
@@ -62,7 +74,9 @@ class Counter:
     def module_of(self, handle: str, program: Program, request: Request) -> ModuleType:
         """Stands for `cache.module_of`."""
         made = plan(program, request)
-        text = with_counters(cache.generate(program, request))
+        if not self.runs_decode:
+            made = replace(made, decode=None)
+        text = with_counters(load("attndsl.codegen", request.backend).emit(made))
         path = Path(f"counted_{abs(hash((handle, request)))}_{id(self)}.py")
         module = cache.load_module(path, text.encode())
         module.__dict__["VISITS"] = self.visits
@@ -81,9 +95,9 @@ class Counter:
 
 
 @contextmanager
-def counting(device: torch.device) -> Iterator[Counter]:
+def counting(device: torch.device, runs_decode: bool = False) -> Iterator[Counter]:
     """Calls run modules with counters."""
-    counter = Counter(device)
+    counter = Counter(device, runs_decode)
     with patch.object(cache, "module_of", counter.module_of):
         yield counter
 

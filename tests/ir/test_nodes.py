@@ -97,3 +97,4 @@ def test_every_op_spells_itself_with_its_arguments() -> None:
             filled = spelling.template.format(*(f"x{i}" for i in range(entry.arity)))
             compile(filled, entry.name, "eval")
             assert all(f"x{i}" in filled for i in range(entry.arity))
+        assert entry.cpp is not None and len(entry.cpp.slots) == entry.arity

@@ -6,10 +6,28 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from attndsl.report.table import table
 
 REPEATS = 7
+
+
+class Outcome(Protocol):
+    """What a suite gives back."""
+
+    @property
+    def passed(self) -> bool: ...
+
+    @property
+    def text(self) -> str:
+        """For a person."""
+        ...
+
+    @property
+    def record(self) -> dict[str, object]:
+        """For JSON."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -31,7 +49,13 @@ class Report:
     @property
     def record(self) -> dict[str, object]:
         rows = [dict(zip(self.titles, row, strict=True)) for row in self.rows]
-        return {"suite": self.suite, "about": self.about, "passed": self.passed, "rows": rows}
+        return {
+            "suite": self.suite,
+            "about": self.about,
+            "passed": self.passed,
+            "rows": rows,
+            "notes": list(self.notes),
+        }
 
 
 def milliseconds(call: Callable[[], object], repeats: int = REPEATS) -> list[float]:

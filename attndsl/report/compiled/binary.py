@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from attndsl.diagnostics import ArgumentError
+from attndsl.report.compiled.loops import TileLoops, read_amdgcn, read_sass, tile_loops
 
 # Families of instructions, as they are spelled in SASS and in PTX.
 SASS: dict[str, str] = {
@@ -31,41 +32,43 @@ AMDGCN: dict[str, str] = {
 FAMILIES = ("wgmma", "mma", "tcgen05", "mfma", "tma", "cp_async")
 
 
-def read_cubin(cubin: bytes, ptx: str) -> dict[str, int]:
-    """Registers, spilled bytes and instruction counts of an NVIDIA kernel.
+def read_cubin(cubin: bytes, ptx: str) -> tuple[dict[str, int], TileLoops]:
+    """Registers, spilled bytes and instruction counts of an NVIDIA kernel, and its tile loops.
 
-    Where the wheel has no disassembler, instructions are counted in the PTX.
+    Where the wheel has no disassembler, instructions are counted in the PTX, and no loop is found.
     """
     with tempfile.TemporaryDirectory(prefix="attndsl-") as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         usage = _run("cuobjdump", "-res-usage", str(path))
         sass = _run("nvdisasm", "-c", str(path)) if _has("nvdisasm") else ""
-    figures = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    if figures is None:
+    used = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if used is None:
         raise ArgumentError(f"cuobjdump printed no resource usage:\n{usage}")
-    registers, stack = (int(figure) for figure in figures.groups())
+    registers, stack = (int(figure) for figure in used.groups())
     counted = _count(sass, SASS) if sass else _count(ptx, PTX)
-    return {
+    figures = {
         "registers": registers,
         # Triton puts nothing else on the stack; without one nothing can have been spilled.
         "spill_bytes": max(_stored_bytes(sass), stack) if stack else 0,
         **counted,
     }
+    return figures, tile_loops(*read_sass(sass)) if sass else TileLoops()
 
 
-def read_amdgcn(text: str) -> dict[str, int]:
+def read_assembly(text: str) -> tuple[dict[str, int], TileLoops]:
     """The same of an AMD kernel, from its assembly's metadata: vector registers, bytes per lane."""
 
     def figure(name: str) -> int:
         found = re.search(rf"^\s*\.{name}:\s*(\d+)", text, re.MULTILINE)
         return int(found[1]) if found else 0
 
-    return {
+    figures = {
         "registers": figure("vgpr_count"),
         "spill_bytes": max(4 * figure("vgpr_spill_count"), figure("private_segment_fixed_size")),
         **_count(text, AMDGCN),
     }
+    return figures, tile_loops(*read_amdgcn(text))
 
 
 def disassemble(cubin: bytes) -> str:

@@ -21,6 +21,7 @@ from attndsl.backend import KernelSpec
 from attndsl.diagnostics import ArgumentError
 from attndsl.plan.kernel_plan import KernelPlan
 from attndsl.report.compiled import binary
+from attndsl.report.compiled.loops import size_of
 
 # What Triton calls each target: backend, architecture, threads of a warp.
 TARGETS: dict[str, tuple[str, int | str, int]] = {
@@ -43,6 +44,9 @@ FIGURES = (
     "tcgen05",
     "mfma",
     "cp_async",
+    "full_loop",
+    "partial_loop",
+    "loading_loop",
     "num_warps",
     "num_stages",
 )
@@ -61,6 +65,8 @@ class CompiledKernel:
     shared_bytes  per block of threads
     wgmma, mma, tcgen05, mfma   matrix instructions: Hopper's, Ampere's, Blackwell's, AMD's
     tma, cp_async copies by descriptor; copies from global to shared memory that bypass registers
+    full_loop, partial_loop, loading_loop   instructions of the loop over full tiles, of that over
+                  tiles with tests, of that of warps that only load (`loops.py`); None without one
     """
 
     name: str
@@ -74,6 +80,9 @@ class CompiledKernel:
     tcgen05: int
     mfma: int
     cp_async: int
+    full_loop: int | None
+    partial_loop: int | None
+    loading_loop: int | None
     num_warps: int
     num_stages: int
     asm: dict[str, str | bytes] = field(repr=False, compare=False)
@@ -93,7 +102,7 @@ class CompiledKernel:
             raise ArgumentError(f"{self.target} has no stage {stage!r}: it has {', '.join(have)}")
         return found
 
-    def resources(self) -> dict[str, str | int]:
+    def resources(self) -> dict[str, str | int | None]:
         """The figures as one flat record, for JSON."""
         return {"kernel": self.name, **{name: getattr(self, name) for name in FIGURES}}
 
@@ -250,15 +259,18 @@ def _describe(spec: KernelSpec, target: str, compiled: Any) -> CompiledKernel:
     if "cubin" in asm:
         ptx, cubin = asm["ptx"], asm["cubin"]
         assert isinstance(ptx, str) and isinstance(cubin, bytes)
-        figures = binary.read_cubin(cubin, ptx)
+        figures, loops = binary.read_cubin(cubin, ptx)
     else:
         text = asm["amdgcn"]
         assert isinstance(text, str)
-        figures = binary.read_amdgcn(text)
+        figures, loops = binary.read_assembly(text)
     return CompiledKernel(
         name=spec.name,
         target=target,
         shared_bytes=int(compiled.metadata.shared),
+        full_loop=size_of(loops.full),
+        partial_loop=size_of(loops.partial),
+        loading_loop=size_of(loops.loading),
         num_warps=spec.num_warps,
         num_stages=spec.num_stages,
         asm=asm,

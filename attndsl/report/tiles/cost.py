@@ -12,7 +12,7 @@ from attndsl.plan.planner import TORCH_BOX
 from attndsl.report.table import figure
 from attndsl.report.tiles.lists import most_listed
 from attndsl.report.tiles.loops import axes_of, summaries_used, varies_by
-from attndsl.report.tiles.visits import MOST_SPANS, call_of, torch_module
+from attndsl.report.tiles.visits import MOST_SPANS, OWN_KEYS, call_of, torch_module
 from attndsl.runtime.blocks import is_slice
 from attndsl.runtime.views import View
 
@@ -50,7 +50,7 @@ def preparation_of(plan: KernelPlan, seen: View) -> Preparation:
             blocks=sum(block_bytes(plan, summary, seen, TORCH_BOX) for summary in used),
             lists=0,
         )
-    kernels = [(plan.forward, False), (plan.backward_dq, False), (plan.backward_dkv, True)]
+    kernels = [(config, name in OWN_KEYS) for name, config in plan.configs]
     shapes = {(config.block_m, config.block_n) for config, _ in kernels}
     return Preparation(
         profiles=0,

@@ -70,8 +70,7 @@ def blocks_of(plan: KernelPlan) -> list[tuple[int, int]]:
     """Queries and keys of a tile in each kernel, forward first."""
     if plan.request.backend == "torch":
         return [TORCH_BOX]
-    kernels = (plan.forward, plan.backward_dq, plan.backward_dkv)
-    return [(config.block_m, config.block_n) for config in kernels]
+    return [(config.block_m, config.block_n) for _, config in plan.configs]
 
 
 def shape(box: Iterable[int]) -> str:

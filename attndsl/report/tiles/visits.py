@@ -70,7 +70,7 @@ class Visits:
     tests: int = 0
 
 
-KERNELS = ("forward", "backward_dq", "backward_dkv")
+OWN_KEYS = ("backward_dkv", "backward_fused")  # kernels whose tiles own keys and walk queries
 
 
 def visits_of(plan: KernelPlan, seen: View, most_pairs: int | None = None) -> Iterator[Visits]:
@@ -88,8 +88,8 @@ def visits_of(plan: KernelPlan, seen: View, most_pairs: int | None = None) -> It
         return
     kernels = Kernels(plan, seen, pairs, most_pairs)
     if pairs is None:
-        pairs = best(kernels.found(kernel)[1].pairs for kernel in KERNELS)
-    for kernel in KERNELS:
+        pairs = best(kernels.found(kernel)[1].pairs for kernel in kernels.configs)
+    for kernel in kernels.configs:
         yield counted(kernel, *kernels.found(kernel), pairs, seen)
 
 
@@ -100,15 +100,13 @@ class Kernels:
         self, plan: KernelPlan, seen: View, pairs: Pairs | None, most_pairs: int | None
     ) -> None:
         self.plan, self.seen, self.pairs, self.most_pairs = plan, seen, pairs, most_pairs
-        self.configs = dict(
-            zip(KERNELS, (plan.forward, plan.backward_dq, plan.backward_dkv), strict=True)
-        )
+        self.configs = dict(plan.configs)
         blocks = [(config.block_m, config.block_n) for config in self.configs.values()]
         self.base = base_blocks(seen, blocks)
         self._found: dict[tuple[bool, int, int], tuple[Loops, Needed]] = {}
 
     def found(self, kernel: str) -> tuple[Loops, Needed]:
-        config, by_keys = self.configs[kernel], kernel == "backward_dkv"
+        config, by_keys = self.configs[kernel], kernel in OWN_KEYS
         key = (by_keys, config.block_m, config.block_n)
         if key not in self._found:
             axes = axes_of(self.plan, self.seen, key[1:], by_keys)
