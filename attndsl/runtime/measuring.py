@@ -8,7 +8,9 @@ lists of tiles and sums of parts depend on the sizes too; all but one kernel sta
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +32,7 @@ from attndsl.runtime.tuned import Bucket, Function, Kernel, Place, Winner
 FIRST_CALLS = 3  # of every candidate; twice as many in each further round
 GAIN = 0.02  # of the table's time that a winner has to save: less is noise
 FLUSHED = 4  # times the L2 cache that is written before a timed call
+MOST_FILLS = 256  # of such writes: after them the host is taken to be the slower of the two
 # ||candidate - table's|| / ||table's||: sums are taken in another order, nothing else differs.
 TOLERANCES = {"float32": 1e-4, "float16": 4e-3, "bfloat16": 3e-2}
 NOTHING = 1e-3  # a result whose root mean square is below this is compared as if it were this large
@@ -137,7 +140,9 @@ def measure_call(
         return
     with LOCK:
         known = tuned.entry_of(place).get(bucket, {})
-        missing = [k for k in kernels_of(place, function) if current.again or k not in known]
+        missing = [
+            k for k in kernels_of(place, function, lengths) if current.again or k not in known
+        ]
         runs = Runs(place, function, arguments)
         timer = current.timer or (device_timer(place.device) if missing else None)
         for kernel in missing:
@@ -148,10 +153,11 @@ def measure_call(
         DONE.add(done)
 
 
-def kernels_of(place: Place, function: Function) -> list[Kernel]:
-    """The kernels of a function whose sizes are measured, one after the other."""
+def kernels_of(place: Place, function: Function, lengths: tuple[int, int]) -> list[Kernel]:
+    """The kernels of a function whose sizes are measured, one after the other; none where few
+    queries have kernels of their own."""
     if function == "run_forward":
-        return ["forward"]
+        return [] if tuned.has_few_queries(place, lengths, function) else ["forward"]
     fused: tuple[Config, ...] = ()
     if not place.request.deterministic:
         fused = candidates(place.program, place.request, "backward_fused")
@@ -182,17 +188,29 @@ def device_timer(device: torch.device) -> Timer:
         for _ in range(2)
     )
 
-    def time(call: Callable[[], object]) -> float:
+    host = 0.0  # milliseconds that the host took for the last call
+
+    def elapsed(call: Callable[[], object], fills: int) -> float:
+        nonlocal host
         with torch.cuda.device(device):
-            # Inputs are read from memory, as after other layers; launches are queued meanwhile.
-            flushed.zero_()
+            # Inputs are read from memory, as after other layers. The device is busy until the host
+            # has launched everything: what is timed is the device's alone.
+            for _ in range(fills):
+                flushed.zero_()
             begin.record()
+            start = time.perf_counter()
             call()
+            host = (time.perf_counter() - start) * 1e3
             end.record()
             torch.cuda.synchronize(device)
         return float(begin.elapsed_time(end))
 
-    return time
+    fill = min(elapsed(flushed.zero_, 1) for _ in range(4))
+
+    def timed(call: Callable[[], object]) -> float:
+        return elapsed(call, min(1 + math.ceil(1.5 * host / fill), MOST_FILLS))
+
+    return timed
 
 
 class Runs:

@@ -319,7 +319,9 @@ def module_of_call(
 
         measure_call(place, lengths, function, arguments)
     if settings.tune != "off" and request.backend == "triton":
-        request = tuned.sized(place, lengths)
+        found = tuned.sized(place, lengths)
+        if found != request and not tuned.has_few_queries(place, lengths, function):
+            request = found
     return cache.module_of(call.program, call.loaded, request)
 
 

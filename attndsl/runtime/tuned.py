@@ -16,6 +16,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -87,6 +88,21 @@ def sized(place: Place, lengths: tuple[int, int]) -> Request:
     if found is None:
         found = REQUESTS[key] = with_sizes(place, nearest(entry_of(place), key[-1]))
     return found
+
+
+def has_few_queries(place: Place, lengths: tuple[int, int], function: Function) -> bool:
+    """Whether a call runs kernels for few queries, which have sizes of their own: then its module
+    is that without measured sizes, whatever the number of keys."""
+    return function == "run_forward" and lengths[0] <= most_decoded(place.program, place.request)
+
+
+@lru_cache(maxsize=1024)
+def most_decoded(program: Program, request: Request) -> int:
+    """How many queries at most run kernels for few; -1 where there are none."""
+    from attndsl.plan.planner import plan  # only where something is stored for this device
+
+    decode = plan(program, request).decode
+    return -1 if decode is None else decode.widest.block_m
 
 
 def nearest(entry: Entry, bucket: Bucket) -> dict[Kernel, Winner]:

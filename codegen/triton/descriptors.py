@@ -60,5 +60,6 @@ def write_row_descriptor(lines: Lines, plan: KernelPlan, name: str) -> None:
     """The descriptor of one number for each row of a head."""
     lines.add(
         f"{name}_tiles = tl.make_tensor_descriptor({name} + head.to(tl.int64) * "
-        f"({rows_between_heads(plan)}), shape=[Nq], strides=[1], block_shape=[BLOCK_M])"
+        f"({rows_between_heads(plan)}), shape=[tl.maximum(Nq, 1)], strides=[1], "
+        "block_shape=[BLOCK_M])"
     )

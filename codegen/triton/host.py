@@ -65,7 +65,7 @@ DESCRIPTOR_FUNCTIONS = '''\
 def attn_separate(tensor):
     """The tensor, or a copy, whose rows share no memory: a descriptor may expect that."""
     is_apart = tensor.stride(2) >= tensor.shape[3]
-    return tensor if is_apart else tensor.contiguous()
+    return tensor if is_apart else tensor.clone(memory_format=torch.contiguous_format)
 
 
 @contextlib.contextmanager
