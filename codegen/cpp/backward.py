@@ -147,12 +147,13 @@ def write_body(lines: CppLines, made: Backward) -> None:
     if has_dots(made.sums):
         lines.add("for (int64_t n = 0; n < rows * D; ++n) room.dots[n] = 0;")
     if plan.form == "softmax":
+        base = "lse * LOG2_E / unit" if plain else "lse"
         lines.add("A bases[ROWS], deltas[ROWS];")
         with lines.block("for (int64_t r = 0; r < rows; ++r)"):
             lines.comment("A row without a key: 2 ** (logit - infinity) is 0.")
             lines.add(
                 "const A lse = stat[first_row + r];",
-                "bases[r] = lse == -INFINITY ? INFINITY : lse * LOG2_E;",
+                f"bases[r] = lse == -INFINITY ? INFINITY : {base};",
                 f"deltas[r] = {delta_text(plan)};",
             )
     elif plan.form == "normalize":

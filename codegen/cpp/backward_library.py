@@ -5,12 +5,15 @@ from __future__ import annotations
 REWEIGH = """\
 const A LOG2_E = (A)1.4426950408889634;
 
-// Turns the `count` logits of a row into weights 2 ** (unit * logit - base), 0 behind them.
+// Turns the `count` logits of a row into weights 2 ** (unit * (logit - base)), 0 behind them. Where
+// logits are huge, the rounding error of the base may not leave the powers that a float holds.
 static inline void reweigh(A *line, int64_t count, A unit, A base) {
     const int64_t whole = rounded_up(count, LANES);
     for (int64_t j = count; j < whole; ++j) line[j] = -INFINITY;
-    for (int64_t j = 0; j < whole; j += LANES)
-        store(line + j, powers_of_two(load(line + j) * unit - spread(base)));
+    for (int64_t j = 0; j < whole; j += LANES) {
+        const Vector power = (load(line + j) - spread(base)) * unit;
+        store(line + j, powers_of_two(power > 126 ? spread(126) : power));
+    }
 }
 """
 

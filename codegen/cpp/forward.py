@@ -17,8 +17,9 @@ const A LOG2_E = (A)1.4426950408889634, LN_2 = (A)0.69314718055994531;
 // Rows keep what they have summed up until a logit exceeds their largest by so many powers of two.
 const A SLACK = 8;
 
-// Turns the `count` logits of a row into weights 2 ** (unit * logit - most), 0 behind them up to a
-// whole vector, and adds them up. Where `most` rises, what the row has found shrinks.
+// Turns the `count` logits of a row into weights 2 ** (unit * (logit - most)), 0 behind them up to
+// a whole vector, and adds them up. Where `most` rises, what the row has found shrinks. The
+// difference is taken first: it is exact near 0 however large the logits are.
 static inline void weigh(A *line, int64_t count, A unit, A &most, A *sums, A *found) {
     const int64_t whole = rounded_up(count, LANES);
     for (int64_t j = count; j < whole; ++j) line[j] = -INFINITY;
@@ -27,9 +28,9 @@ static inline void weigh(A *line, int64_t count, A unit, A &most, A *sums, A *fo
         const Vector other = load(line + j);
         highest = highest < other ? other : highest;
     }
-    const A largest = greatest_of(highest) * unit;
-    if (largest > most + SLACK || (most == -INFINITY && largest > most)) {
-        const Vector factor = powers_of_two(spread(most - largest));
+    const A largest = greatest_of(highest);
+    if ((largest - most) * unit > SLACK) {
+        const Vector factor = powers_of_two(spread((most - largest) * unit));
         for (int64_t n = 0; n < VALUES; n += LANES) store(found + n, load(found + n) * factor);
         store(sums, load(sums) * factor);
         most = largest;
@@ -37,7 +38,7 @@ static inline void weigh(A *line, int64_t count, A unit, A &most, A *sums, A *fo
     const Vector base = spread(most == -INFINITY ? 0 : most);
     Vector sum = load(sums);
     for (int64_t j = 0; j < whole; j += LANES) {
-        const Vector weight = powers_of_two(load(line + j) * unit - base);
+        const Vector weight = powers_of_two((load(line + j) - base) * unit);
         store(line + j, weight);
         sum += weight;
     }
@@ -293,18 +294,21 @@ def write_end(lines: CppLines, plan: KernelPlan) -> None:
     with lines.block("for (int64_t r = 0; r < rows; ++r)"):
         lines.add("const int64_t row = (batch * size_H + head) * size_Nq + start + r;")
         if plan.form == "elementwise":
-            lines.add("const A share = 1;")
+            lines.add("const A divisor = 1;")
         else:
             lines.add(
                 "const A sum = sum_of(load(room.sums + r * LANES));",
-                "const A share = sum == 0 ? 0 : 1 / sum;",
+                "const A divisor = sum == 0 ? 1 : sum;",
             )
         lines.add(
             "for (int64_t n = 0; n < DV; ++n) "
-            "narrow(result[row * DV + n], room.found[r * VALUES + n] * share);"
+            "narrow(result[row * DV + n], room.found[r * VALUES + n] / divisor);"
         )
         if plan.form == "softmax":
             lines.comment("A row without a key has the logarithm -inf.")
-            lines.add("stat[row] = (room.most[r] + attn_log2(sum)) * LN_2;")
+            if is_plain(plan):
+                lines.add("stat[row] = (room.most[r] * unit + attn_log2(sum)) * LN_2;")
+            else:
+                lines.add("stat[row] = room.most[r] + attn_log2(sum) * LN_2;")
         elif plan.form == "normalize":
             lines.add("stat[row] = sum;")

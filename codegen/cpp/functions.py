@@ -9,15 +9,16 @@ from __future__ import annotations
 import re
 
 COMMON = """\
-// x // y rounded down, and 0 where y is 0.
+// x // y rounded down, and 0 where y is 0. -1 stands apart: the least int has no quotient by it.
 template <class X> static inline X attn_floordiv(X x, X y) {
-    const X safe = y == 0 ? 1 : y, quotient = x / safe, rest = x - quotient * safe;
-    return y == 0 ? 0 : quotient - ((rest != 0) & ((rest < 0) != (safe < 0)));
+    const X safe = (y == 0) | (y == -1) ? 1 : y, quotient = x / safe, rest = x - quotient * safe;
+    const X found = quotient - ((rest != 0) & ((rest < 0) != (safe < 0)));
+    return y == 0 ? 0 : y == -1 ? -x : found;
 }
 
 // x % y with the sign of y, and 0 where y is 0.
 template <class X> static inline X attn_floormod(X x, X y) {
-    const X safe = y == 0 ? 1 : y, rest = x % safe;
+    const X safe = (y == 0) | (y == -1) ? 1 : y, rest = x % safe;
     return y == 0 ? 0 : rest + ((rest != 0) & ((rest < 0) != (safe < 0)) ? safe : 0);
 }
 

@@ -53,9 +53,10 @@ def emit(plan: KernelPlan) -> str:
 
 
 def flags_of(plan: KernelPlan) -> tuple[str, ...]:
-    """How the compiler may treat floats: NaN, infinities and the order of sums are kept."""
+    """How the compiler may treat numbers: NaN, infinities and the order of sums are kept, and ints
+    wrap around."""
     contraction = "fast" if plan.may_fuse else "off"
-    return ("-fno-math-errno", "-fno-trapping-math", f"-ffp-contract={contraction}")
+    return ("-fwrapv", "-fno-math-errno", "-fno-trapping-math", f"-ffp-contract={contraction}")
 
 
 def sizes_of(plan: KernelPlan) -> tuple[int, int]:

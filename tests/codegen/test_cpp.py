@@ -205,3 +205,54 @@ def test_emits_the_same_valid_text(dtype: str) -> None:
         if isinstance(node, ast.Import)
         for name in node.names
     }
+
+
+HUGE = (-1e8, -1e9, -3e10, 1e20, -1e20, torch.finfo(torch.float32).min)
+
+
+@pytest.mark.usefixtures("compiler")
+def test_logits_of_any_size() -> None:
+    """A bias that is the same for all keys changes nothing, though logits have no digits left
+    beside it: as where all of a row is padding."""
+    given = inputs(torch.float32, 5, 40)
+    query, key, value = (given[name].requires_grad_() for name in ("query", "key", "value"))
+    text = "attention a(m: float[Nk]):\n    score score + m[k]\n"
+    attend = attndsl.compile(text=text, backend="cpp")
+    shown = attndsl.compile(text=text, backend="torch")
+    for size in HUGE:
+        m = torch.full((40,), size)
+        results = [a(query, key, value, m=m, return_lse=True) for a in (attend, shown)]
+        (out, lse), (wanted, wanted_lse) = results
+        torch.testing.assert_close(out, wanted, msg=str(size))
+        torch.testing.assert_close(lse, wanted_lse, msg=str(size))
+        found, expected = (torch.autograd.grad(r[0].sum(), value)[0] for r in results)
+        torch.testing.assert_close(found, expected, msg=str(size))
+
+
+@pytest.mark.usefixtures("compiler")
+def test_ints_at_their_ends() -> None:
+    """They wrap around, and the least one has a quotient and a rest by -1."""
+    given = inputs(torch.float32, 5, 40)
+    text = """
+        attention a(t: int[Nk], s: int):
+            mask  t[k] + 1 < t[k] or k % 3 > 0
+            score score + 1e-18 * (t[k] // s) + t[k] % s
+    """
+    t = torch.full((40,), 5)
+    t[::7], t[::5] = -(2**63), 2**63 - 1
+    query, key, value = given["query"], given["key"], given["value"]
+    found, wanted = (
+        attndsl.compile(text=text, backend=backend)(query, key, value, t=t, s=-1)
+        for backend in ("cpp", "torch")
+    )
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.usefixtures("compiler")
+def test_weights_with_a_tiny_sum() -> None:
+    given = inputs(torch.float32, 5, 40)
+    text = "attention a():\n    weights normalize(exp(0.01 * score - 95.0))\n"
+    attend = attndsl.compile(text=text, backend="cpp")
+    query, key, value = given["query"], given["key"], given["value"]
+    wanted = attend.reference(query.double(), key.double(), value.double())
+    torch.testing.assert_close(attend(query, key, value).double(), wanted, atol=1e-3, rtol=1e-3)
