@@ -83,7 +83,8 @@ def call_line(plan: KernelPlan, decode: Decode, seen: View) -> str:
     where = f"for {processors} multiprocessors"
     window, is_many = decode.windows, sizes["B"] * sizes["H"] > places
     is_wide = tile.block_m == decode.widest.block_m
-    if window is not None and is_wide and sizes["Nk"] <= window.block_n and is_many:
+    fits = window is not None and is_wide and 4 * sizes["Nq"] >= window.block_m
+    if fits and window is not None and sizes["Nk"] <= window.block_n and is_many:
         together = attn_sequences(sizes["B"], sizes["H"], places)
         return f"this call runs windows: a program has {together} sequences, {where}"
     tiles = -(-rows // tile.block_m) * heads * sizes["B"]
@@ -112,6 +113,8 @@ def reach_of_call(plan: KernelPlan, decode: Decode, seen: View) -> int:
         begin = seen.q_offset
     ends = [torch.tensor([at], device=seen.device) for at in (begin, begin + rows - 1)]
     nought = torch.zeros_like(ends[0])
-    outer = reach_of(plan.keys, seen, ends[0], ends[1], (nought, nought)).outer
+    # The full parts may depend on a tensor that is not given.
+    segments = [replace(s, full_lo=s.lo, full_hi=s.lo) for s in plan.keys]
+    outer = reach_of(segments, seen, ends[0], ends[1], (nought, nought)).outer
     ranges = list(zip(outer.lo[:, 0].tolist(), outer.hi[:, 0].tolist(), strict=True))
     return attn_keys_reached(ranges, first, columns)

@@ -58,10 +58,10 @@ def test_lists_say_why_and_what_they_cost() -> None:
     told = attention.explain(Nq=2048, Nk=2048, doc=doc)
     found = section(told, "how tiles are found")
     assert "lists: `doc[b, q]`, `doc[b, k]` are data" in found
-    # least, greatest and signature of int64 of blocks of 128 x 64 and of 32 x 128 positions
-    blocks = 24 * (2048 // 128 + 2048 // 64) + 24 * (2048 // 32 + 2048 // 128)
+    # least, greatest and signature of int64 of blocks of 128 x 128, 128 x 64 and 64 x 128 positions
+    blocks = 24 * (16 + 16 + 16 + 32 + 32 + 16)
     assert f"{blocks / 1e3:.3g} kB of values by block" in found
-    lists = 2 * bytes_of_lists(16, 32) + bytes_of_lists(16, 64)
+    lists = bytes_of_lists(16, 16) + 2 * bytes_of_lists(16, 32)
     assert f"{lists / 1e3:.3g} kB of lists" in found
     assert "ms, measured with the PyTorch backend on this machine" in found
     cost = section(told, "what costs a better answer")

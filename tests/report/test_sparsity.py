@@ -19,7 +19,7 @@ def mask(name: str, length: int = 4096) -> Case:
 def test_runs_are_as_tight_as_tiles_can_be() -> None:
     found = row(mask("global + window"))
     assert (found["order"], found["tiles by"], found["lost"]) == ("linear", "ranges", 0)
-    assert found["times"] == 1 and found["visited"] == found["needed"] == 790
+    assert found["times"] == 1 and found["visited"] == found["needed"] == 424
 
 
 def test_boxes_are_chosen_where_they_pay() -> None:

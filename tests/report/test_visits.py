@@ -213,7 +213,7 @@ def test_a_sample_of_rows_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
         assert abs(guess.visited - right.visited) < 0.1 * right.visited
         assert abs(guess.full - right.full) < 0.2 * right.full
     assert f"~{about[0].visited:,}" in table_of_tiles(about)
-    assert f" {exact[2].visited:,}" in table_of_tiles(exact)
+    assert f" {exact[2].visited} " in table_of_tiles(exact)
 
 
 def test_too_many_tiles_for_all_rows_are_estimated_from_fewer(
@@ -239,7 +239,7 @@ def test_a_row_with_too_many_tiles_visits_all_from_its_first_to_its_last(
     seen = seen_by(attention, Nq=1024, Nk=1024, doc=doc)
     made = planned(attention)
     listed = next(visits_of(made, seen))
-    assert listed.block == (128, 64)
+    assert listed.block == (128, 128)
     tiles = attention.tiles(block=listed.block, Nq=1024, Nk=1024, doc=doc)[0, 0] > 0
     rows = [row.nonzero().flatten().tolist() for row in tiles]
     assert listed.visited == listed.needed == sum(map(len, rows))

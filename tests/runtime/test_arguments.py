@@ -173,9 +173,9 @@ def test_lse_is_of_softmax() -> None:
 
 
 def test_backend_triton_needs_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    from attndsl.runtime import operators
+    from attndsl.runtime import targets
 
-    monkeypatch.setattr(operators, "is_interpreting", lambda: False)
+    monkeypatch.setattr(targets, "is_interpreting", lambda: False)
     with pytest.raises(attndsl.ArgumentError, match="TRITON_INTERPRET=1"):
         call(attention(backend="triton"), {})
 
