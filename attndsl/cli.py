@@ -12,6 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attndsl.diagnostics import ArgumentError, Diagnostic, ProgramError
+from attndsl.options import (
+    DTYPES,
+    bench_options,
+    check_options,
+    const_option,
+    diff_options,
+    emit_options,
+    explain_options,
+    fmt_options,
+    run_options,
+    show_options,
+    tune_options,
+)
 
 if TYPE_CHECKING:
     from attndsl.report.arguments import Sizes
@@ -37,11 +50,8 @@ Start with  attndsl run examples/causal.attn
 """
 
 FINE, WRONG, USAGE, BUG, OPEN = 0, 1, 2, 3, 4
-DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
 SIZE_OPTIONS = {"B": "batch", "H": "heads", "Hk": "kv_heads", "Nq": "nq", "Nk": "nk"}
 SIZE_OPTIONS |= {"D": "head_dim", "q_offset": "q_offset", "k_offset": "k_offset"}
-STAGES = ("tree", "ir", "plan", "kernel", "ttir", "ttgir", "ptx", "amdgcn", "sass", "resources")
-Value = bool | int | float
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,189 +104,22 @@ def _parser() -> argparse.ArgumentParser:
         if file:
             command.add_argument("file", metavar="FILE", help="an .attn file; - reads stdin")
             command.add_argument("--name", help="which attention of the file, where it has several")
-            _const_option(command)
+            const_option(command)
         return command
 
-    _check_options(add("check", _check, "Says what is wrong with programs.", file=False))
-    _fmt_options(add("fmt", _fmt, "Lays programs out, in place; keeps comments.", file=False))
-    _emit_options(add("emit", _emit, "Prints a stage of the compilation; needs no GPU."))
+    check_options(add("check", _check, "Says what is wrong with programs.", file=False))
+    fmt_options(add("fmt", _fmt, "Lays programs out, in place; keeps comments.", file=False))
+    emit_options(add("emit", _emit, "Prints a stage of the compilation; needs no GPU."))
     about = "Runs a program on random tensors and compares with the reference in float64."
-    _run_options(add("run", _run, about))
-    _explain_options(add("explain", _explain, "Says what will run for given sizes, and why."))
-    _show_options(add("show", _show, "Draws the mask and its tiles."))
+    run_options(add("run", _run, about))
+    explain_options(add("explain", _explain, "Says what will run for given sizes, and why."))
+    show_options(add("show", _show, "Draws the mask and its tiles."))
     about = "Says whether two masks are equal, and shows a pair where they differ."
-    _diff_options(add("diff", _diff, about, file=False))
+    diff_options(add("diff", _diff, about, file=False))
     about = "Measures the sizes of a program's kernels on a GPU; later calls use the fastest."
-    _tune_options(add("tune", _tune, about))
-    _bench_options(add("bench", _bench, "Measures attndsl against its peers.", file=False))
+    tune_options(add("tune", _tune, about))
+    bench_options(add("bench", _bench, "Measures attndsl against its peers.", file=False))
     return parser
-
-
-def _const_option(parser: argparse.ArgumentParser) -> None:
-    _set_option(parser, "--const", "the value of a const parameter; may be repeated")
-
-
-def _set_option(parser: argparse.ArgumentParser, option: str, about: str) -> None:
-    parser.add_argument(
-        option, metavar="NAME=VALUE", type=_assignment, action="append", default=[], help=about
-    )
-
-
-def _assignment(text: str) -> tuple[str, Value]:
-    """`window=128`, `causal=true`, `cap=inf`."""
-    name, equals, value = text.partition("=")
-    if not (equals and name.isidentifier()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    if value.lower() in ("true", "false"):
-        return name, value.lower() == "true"
-    for read in (int, float):
-        try:
-            return name, read(value)
-        except ValueError:
-            continue
-    raise argparse.ArgumentTypeError(f"{value!r} is no number, true or false")
-
-
-def _count(text: str) -> int:
-    """A size: at least 0, `4k` is 4096."""
-    factor = {"k": 1024, "m": 1024 * 1024}.get(text[-1:].lower(), 1)
-    try:
-        value = int(text if factor == 1 else text[:-1]) * factor
-    except ValueError:
-        value = -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 4096, 4k or 1m")
-    return value
-
-
-def _extent(text: str) -> int:
-    """A size of at least 1."""
-    value = _count(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("it is at least 1")
-    return value
-
-
-def _size_options(parser: argparse.ArgumentParser, length: int) -> None:
-    sizes = parser.add_argument_group("sizes")
-    sizes.add_argument("--batch", type=_count, default=1, metavar="N")
-    sizes.add_argument("--heads", type=_count, default=2, metavar="N", help="query heads")
-    sizes.add_argument("--kv-heads", type=_count, metavar="N", help="key heads; those of queries")
-    about = f"queries; {length}, or nk" if length else "queries: compare this one call"
-    sizes.add_argument("--nq", type=_count, metavar="N", help=about)
-    sizes.add_argument("--nk", type=_count, metavar="N", help="keys; as many as queries")
-    sizes.add_argument("--head-dim", type=_count, default=64, metavar="N")
-    sizes.add_argument("--value-dim", type=_count, metavar="N", help="that of queries and keys")
-    sizes.add_argument("--q-offset", type=int, default=0, metavar="N")
-    sizes.add_argument("--k-offset", type=int, default=0, metavar="N")
-    sizes.set_defaults(length=length)
-    about = "a run-time parameter, or the size of a tensor's own dimension; may be repeated"
-    _set_option(parser, "--set", about)
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random tensors")
-
-
-def _check_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE", help="an .attn file; - reads stdin")
-    parser.add_argument("--format", choices=("full", "short", "json"), default="full")
-    about = "also prove that no query reads a later key; exit 1 if one does, 4 if neither is proved"
-    parser.add_argument("--causal", action="store_true", help=about)
-    _const_option(parser)
-
-
-def _fmt_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE", help="an .attn file; - reads stdin")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if it would")
-    parser.add_argument("--diff", action="store_true", help="print what would change, likewise")
-
-
-def _emit_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--stage", choices=STAGES, default="kernel", help="kernel unless given")
-    parser.add_argument("--target", choices=("sm_80", "sm_90", "sm_100", "gfx942"), default="sm_90")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
-    parser.add_argument("--head-dim", type=_count, default=128, metavar="N")
-    parser.add_argument("--value-dim", type=_count, metavar="N")
-    parser.add_argument("--kernel", metavar="NAME", help="only this one: forward, backward_dq, ...")
-    parser.add_argument("--backend", choices=("triton", "torch", "cpp"), default="triton")
-    parser.add_argument("--json", action="store_true")
-
-
-def _run_options(parser: argparse.ArgumentParser) -> None:
-    _size_options(parser, 1024)
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
-    parser.add_argument("--device", help="cuda where there is one, else cpu")
-    parser.add_argument("--backend", choices=("auto", "triton", "torch", "cpp"), default="auto")
-    parser.add_argument("--json", action="store_true")
-
-
-def _explain_options(parser: argparse.ArgumentParser) -> None:
-    _size_options(parser, 4096)
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
-    targets = ("sm_80", "sm_90", "sm_100", "gfx942", "cpu")
-    parser.add_argument("--target", choices=targets, help="the GPU here, or sm_90, unless given")
-
-
-def _show_options(parser: argparse.ArgumentParser) -> None:
-    _size_options(parser, 64)
-    parser.add_argument("--block", type=_extent, metavar="N", help="rows and columns of a tile")
-    parser.add_argument("--plain", action="store_true", help="ASCII only")
-    parser.add_argument("-o", "--output", metavar="FILE", help="an image: .png or .svg")
-    parser.add_argument("--head", type=_count, metavar="N", help="only this head")
-
-
-def _diff_options(parser: argparse.ArgumentParser) -> None:
-    for side in "ab":
-        about = "an .attn file, or FILE:NAME for one of its attentions"
-        parser.add_argument(side, metavar=side.upper(), help=about)
-    _const_option(parser)
-    _size_options(parser, 0)
-    parser.set_defaults(batch=None, heads=None, head_dim=None, q_offset=None, k_offset=None)
-    _set_option(parser, "--set-a", "a parameter of A alone")
-    _set_option(parser, "--set-b", "a parameter of B alone")
-    about = "parameters that are not set have their defaults; without it they may be anything"
-    parser.add_argument("--defaults", action="store_true", help=about)
-    parser.add_argument("--tries", type=_count, default=400, metavar="N", help="random calls")
-
-
-def _tune_options(parser: argparse.ArgumentParser) -> None:
-    _size_options(parser, 4096)
-    parser.add_argument("--length", type=_extent, metavar="N", help="queries and keys; 4096")
-    parser.add_argument("--dtype", choices=tuple(DTYPES)[:3], default="bf16")
-    parser.add_argument("--device", help="the GPU: cuda unless given")
-    about = "kernels whose results need not be the same bits in every run"
-    parser.add_argument("--nondeterministic", action="store_true", help=about)
-    about = "time nothing: list the candidates with registers, spills and shared memory"
-    parser.add_argument("--dry-run", action="store_true", help=about)
-    targets = ("sm_80", "sm_90", "sm_100", "gfx942")
-    about = "of a dry run; sm_90 unless given"
-    parser.add_argument("--target", choices=targets, help=about)
-    kernels = ("forward", "backward_dq", "backward_dkv")
-    about = "of a dry run: only the candidates of this one"
-    parser.add_argument("--kernel", choices=kernels, help=about)
-    about = "print the winners as rows of the table of defaults"
-    parser.add_argument("--table", action="store_true", help=about)
-    parser.add_argument("--json", action="store_true")
-
-
-def _bench_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help="all unless given; see --list")
-    parser.add_argument("--list", action="store_true", help="the suites, with a line about each")
-    parser.add_argument("--quick", action="store_true", help="a few cases, a few turns of each")
-    parser.add_argument("--device", help="cuda where there is one, else cpu")
-    about = "tokens instead of the suite's, such as 8k 64k"
-    parser.add_argument("--lengths", nargs="+", type=_extent, metavar="N", help=about)
-    about = "instead of the suite's"
-    parser.add_argument("--dtype", nargs="+", choices=tuple(DTYPES), help=about)
-    about = "masks with one of these in their names"
-    parser.add_argument("--only", nargs="+", metavar="MASK", help=about)
-    about = "instead of all: flex and tuned (FlexAttention), sdpa, dense"
-    parser.add_argument(
-        "--peers", nargs="*", choices=("flex", "tuned", "sdpa", "dense"), help=about
-    )
-    about = "attndsl with sizes of the table, measured now, not deterministic, by PyTorch"
-    variants = ("table", "tuned", "fast", "torch")
-    parser.add_argument("--ours", nargs="*", choices=variants, help=about)
-    parser.add_argument("--json", metavar="FILE", help="every figure; - prints that alone")
-    parser.add_argument("--plot", metavar="FILE", help="speed over length: .svg or .png")
 
 
 # -- commands -------------------------------------------------------------------------------

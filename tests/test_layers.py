@@ -19,7 +19,7 @@ LAYERS = (
     ("backend",),
     ("reference",),
     ("runtime", "report"),  # Attention.explain asks report, when it is called
-    ("driver",),
+    ("driver", "options"),
     ("cli", "__main__", "__init__"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

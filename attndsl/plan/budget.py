@@ -130,7 +130,7 @@ def tile_of(program: Program, request: Request, kernel: KernelName, config: Conf
 
 def shared_bytes(program: Program, request: Request, kernel: KernelName, config: Config) -> int:
     """At most so many bytes of shared memory does a kernel of the shape "peeled" need, whatever
-    Triton keeps there; `shapes.py` knows the other shape.
+    Triton keeps there; `shapes.py` knows the other shapes.
 
     When the loop is over, all that it took is free for results. `tests/plan/test_budget.py`
     compares with what Triton's compiler reports.

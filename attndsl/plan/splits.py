@@ -42,6 +42,16 @@ def attn_splits(programs: int, keys: int, columns: int, places: int) -> int:
     return found
 
 
+def attn_are_windows(queries: int, keys: int, held: int, rows: int, columns: int) -> bool:
+    """Whether a tile of `rows` by `columns` holds a sequence of one head and is filled to a quarter
+    at least; `held`: rows of the tile that the call would have otherwise, of more heads perhaps.
+
+    >>> attn_are_windows(49, 49, 64, 64, 64), attn_are_windows(1, 49, 64, 64, 64)
+    (True, False)
+    """
+    return held == rows and 4 * queries >= rows and keys <= columns
+
+
 def attn_sequences(sequences: int, heads: int, places: int) -> int:
     """How many sequences a program goes over: programs fill a device twice, or have one.
 

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from attndsl.plan.kernel_plan import Config, Decode, KernelPlan
-from attndsl.plan.splits import attn_keys_reached, attn_sequences, attn_splits
+from attndsl.plan.splits import (
+    attn_are_windows,
+    attn_keys_reached,
+    attn_sequences,
+    attn_splits,
+)
 from attndsl.report.tiles.visits import Visits
 from attndsl.runtime.segments import reach_of
 from attndsl.runtime.views import View
@@ -82,9 +87,11 @@ def call_line(plan: KernelPlan, decode: Decode, seen: View) -> str:
     places = decode.resident * processors
     where = f"for {processors} multiprocessors"
     window, is_many = decode.windows, sizes["B"] * sizes["H"] > places
-    is_wide = tile.block_m == decode.widest.block_m
-    fits = window is not None and is_wide and 4 * sizes["Nq"] >= window.block_m
-    if fits and window is not None and sizes["Nk"] <= window.block_n and is_many:
+    if (
+        window is not None
+        and attn_are_windows(sizes["Nq"], sizes["Nk"], tile.block_m, window.block_m, window.block_n)
+        and is_many
+    ):
         together = attn_sequences(sizes["B"], sizes["H"], places)
         return f"this call runs windows: a program has {together} sequences, {where}"
     tiles = -(-rows // tile.block_m) * heads * sizes["B"]

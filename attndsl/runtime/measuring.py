@@ -8,9 +8,7 @@ lists of tiles and sums of parts depend on the sizes too; all but one kernel sta
 
 from __future__ import annotations
 
-import math
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,12 +25,11 @@ from attndsl.plan.candidates import candidates
 from attndsl.plan.kernel_plan import Config, Request, Sizes
 from attndsl.plan.planner import plan, table_sizes
 from attndsl.runtime import cache, targets, tuned
+from attndsl.runtime.clock import DeviceClock
 from attndsl.runtime.tuned import Bucket, Function, Kernel, Place, Winner
 
 FIRST_CALLS = 3  # of every candidate; twice as many in each further round
 GAIN = 0.02  # of the table's time that a winner has to save: less is noise
-FLUSHED = 4  # times the L2 cache that is written before a timed call
-MOST_FILLS = 256  # of such writes: after them the host is taken to be the slower of the two
 # ||candidate - table's|| / ||table's||: sums are taken in another order, nothing else differs.
 TOLERANCES = {"float32": 1e-4, "float16": 4e-3, "bfloat16": 3e-2}
 NOTHING = 1e-3  # a result whose root mean square is below this is compared as if it were this large
@@ -181,34 +178,15 @@ def device_timer(device: torch.device) -> Timer:
             'tune: "max" has not measured this call yet, and nothing is measured while a CUDA '
             "graph is captured; make the call once before"
         )
-    size = FLUSHED * torch.cuda.get_device_properties(device).L2_cache_size
-    flushed = torch.empty(size, dtype=torch.int8, device=device)
-    begin, end = (
-        torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        for _ in range(2)
-    )
-
+    clock = DeviceClock(str(device))
     host = 0.0  # milliseconds that the host took for the last call
 
-    def elapsed(call: Callable[[], object], fills: int) -> float:
+    def timed(call: Callable[[], object]) -> float:
         nonlocal host
         with torch.cuda.device(device):
-            # Inputs are read from memory, as after other layers. The device is busy until the host
-            # has launched everything: what is timed is the device's alone.
-            for _ in range(fills):
-                flushed.zero_()
-            begin.record()
-            start = time.perf_counter()
-            call()
-            host = (time.perf_counter() - start) * 1e3
-            end.record()
-            torch.cuda.synchronize(device)
-        return float(begin.elapsed_time(end))
-
-    fill = min(elapsed(flushed.zero_, 1) for _ in range(4))
-
-    def timed(call: Callable[[], object]) -> float:
-        return elapsed(call, min(1 + math.ceil(1.5 * host / fill), MOST_FILLS))
+            taken = clock.time(call, host)
+        host = taken.host
+        return taken.work
 
     return timed
 

@@ -13,8 +13,8 @@ from attndsl.plan.kernel_plan import KernelPlan
 
 from ..expressions import Printer
 from ..lines import Lines
+from ..runs import Distances, at_distance
 from ..scope import Plainness, scope_printer
-from ..torch.runs import Distances, at_distance
 from .call import Fields
 
 COUNT = "max(size_Nq + size_Nk - 1, 0)"

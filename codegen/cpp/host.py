@@ -6,9 +6,9 @@ from attndsl.plan.kernel_plan import KernelPlan
 
 from .. import host
 from ..lines import Lines
+from ..runs import at_distance
 from ..scope import gradient_name, tensor_name, tuple_text
 from ..summaries import used_summaries, write_blocks, write_profiles
-from ..torch.runs import at_distance
 from .backward import finds_delta
 from .call import Fields
 from .distances import distance_printer

@@ -21,11 +21,11 @@ from ..host import (
     write_sink_backward,
 )
 from ..lines import Lines
+from ..runs import Distances, is_window
 from ..scope import gradient_name, tensor_name, tuple_text
 from .block import Block, ranges_text
 from .forward import has_spans, in_brackets, write_value
 from .routed import RoutedBlock, write_flat
-from .runs import Distances, is_window
 from .spans import ARGUMENTS
 
 

@@ -18,6 +18,7 @@ from attndsl.plan.kernel_plan import KernelPlan
 
 from ..expressions import LeafText, Printer, hoist
 from ..lines import Lines
+from ..runs import Distances, at_distance, is_window
 from ..scope import (
     Plainness,
     conversion_text,
@@ -27,7 +28,6 @@ from ..scope import (
     tuple_text,
 )
 from .boxes import is_cut, write_order
-from .runs import Distances, at_distance, is_window
 from .spans import ARGUMENTS
 
 CALL, PART, ROW, PAIR = range(4)

@@ -53,9 +53,8 @@ def write_decode(
 
 def _write_windows(lines: Lines, decode: Decode, tile: Config, windows: Kernel) -> None:
     """Many sequences of one tile each, of which at least a quarter is there for a head."""
-    few = f"4 * size_Nq >= {tile.block_m} and tile_rows == {decode.widest.block_m}"
-    fits = f"{few} and size_Nk <= {tile.block_n}"
-    with lines.block(f"if {fits} and size_B * size_H > places:"):
+    sizes = f"size_Nq, size_Nk, tile_rows, {tile.block_m}, {tile.block_n}"
+    with lines.block(f"if attn_are_windows({sizes}) and size_B * size_H > places:"):
         lines.add("together = attn_sequences(size_B, size_H, places)")
         _launch(lines, windows, "-(-size_B // together) * size_H")
         lines.add("return out, raw, stat")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from attndsl.plan.kernel_plan import Chunk, KernelPlan
@@ -11,7 +12,7 @@ from .arguments import elements_per_alignment
 from .descriptors import descriptor_load, write_descriptors
 
 
-class Tensors:
+class Tensors(ABC):
     """A kernel as far as it reads and writes tiles of tensors."""
 
     plan: KernelPlan
@@ -29,10 +30,10 @@ class Tensors:
         return ', input_precision="ieee"' if self.plan.request.dtype == "float32" else ""
 
     @property
+    @abstractmethod
     def results(self) -> tuple[str, str, str]:
         """Of what a kernel stores for its rows: the index of its head, those of its rows, and the
         length of the axis."""
-        raise NotImplementedError
 
     def write_base(self, name: str, head: str) -> None:
         """Strides in elements, and the address of one head of query, key or value."""

@@ -306,6 +306,19 @@ def test_windows(name: str) -> None:
     assert count == [1]
 
 
+def test_heads_that_share_a_tile_are_no_windows() -> None:
+    """Where one head has too few queries, tiles of all heads of a group are better filled."""
+    attention = attndsl.compile(text=CAUSAL, backend="triton")
+    query, key = floats(13, 8, 2, 16).float(), floats(13, 1, 11, 16).float()
+    with launches("windows") as windows, launches("decode") as count:
+        out = attention(query, key, key, q_offset=9)
+    assert (windows, count) == ([0], [1])
+    torch.testing.assert_close(out, attention.reference(query, key, key, q_offset=9))
+    with launches("windows") as windows:
+        attention(floats(13, 8, 11, 16).float(), key, key)
+    assert windows == [1]
+
+
 VISITED = {
     "causal": CAUSAL,
     "rich": RICH,

@@ -158,6 +158,17 @@ def test_rows_that_share_memory(shapes: set[str]) -> None:
     assert "forward" in shapes
 
 
+def test_a_single_row_has_the_stride_of_a_row(shapes: set[str]) -> None:
+    """A stride that no step is taken by may be anything, and a descriptor is made of it."""
+    program = attndsl.compile(text=ALIBI).program
+    request = request_for(program, "interpreter", "float32", 16, 16)
+    module: Any = cache.module_of("", program, request)
+    row = floats(1, 2, 1, 16).as_strided((1, 2, 1, 16), (32, 16, 0, 1))
+    apart = module.attn_separate(row)
+    assert apart.stride(2) == 16 and torch.equal(apart, row)
+    assert module.attn_separate(apart) is apart
+
+
 def test_allocator_is_put_back(shapes: set[str]) -> None:
     """Triton's allocator is that of the user again, after a launch and after one that failed."""
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from attndsl.cli import main
 from attndsl.diagnostics import ArgumentError
-from attndsl.report.bench import clocks, dense, inputs, races
+from attndsl.report.bench import dense, inputs, races
 from attndsl.report.bench.cases import Case, Wish
-from attndsl.report.bench.clocks import Call, HostClock, Time, clock_of
+from attndsl.report.bench.clocks import HostClock, clock_of
 from attndsl.report.bench.comparison import Comparison, mean
 from attndsl.report.bench.contest import Contest
 from attndsl.report.bench.implementations import Implementation, Maker, Refused, ours
@@ -24,6 +24,8 @@ from attndsl.report.bench.peers import peers
 from attndsl.report.bench.results import Entry, Figure, Note
 from attndsl.report.bench.shapes import Shape
 from attndsl.report.progress import Progress
+from attndsl.runtime import clock as device_clock
+from attndsl.runtime.clock import Call, Time
 
 SMALL = Case(CAUSAL, Shape(1, 4, 2, 40, 40, 16), "float32")
 Attend = Callable[[Inputs, object], Tensor]
@@ -254,8 +256,8 @@ class Event:
 
 def test_a_device_is_kept_busy_while_the_host_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(clocks, "FILLED", 1024)
-    clock = clocks.DeviceClock("cpu")
+    monkeypatch.setattr(device_clock, "FILLED", 1024)
+    clock = device_clock.DeviceClock("cpu")
     assert clock.fill_ms == 0.5
     filled: list[int] = []
     buffer = type("Buffer", (), {"zero_": lambda _: filled.append(1)})
@@ -263,7 +265,7 @@ def test_a_device_is_kept_busy_while_the_host_launches(monkeypatch: pytest.Monke
     assert clock.time(lambda: None, host=3.0).work == 0.5
     assert len(filled) == 10  # 5 ms of writing for 3 ms of the host
     clock.time(lambda: None, host=1e6)
-    assert len(filled) == 10 + clocks.MOST_FILLS
+    assert len(filled) == 10 + device_clock.MOST_FILLS
 
 
 def test_memory_of_a_call() -> None:

@@ -291,6 +291,19 @@ def test_the_first_call_measures_and_later_ones_do_not(requests: list[Request]) 
     assert sizes is not None and sizes.forward == OTHER
 
 
+def test_few_queries_have_sizes_of_their_own(requests: list[Request]) -> None:
+    """What is measured for many is none of theirs, and no measurement is made of them."""
+    attn, clock = attention(tune="max"), Clock(OTHER)
+    few = [x[:, :, :3].detach() for x in inputs()]
+    with session(clock.session()):
+        attn(*few, bias=BIAS)
+        assert clock.calls == 0 and requests.pop().sizes is None
+        attn(*inputs(), bias=BIAS)
+        assert clock.calls > 0 and requests.pop().sizes is not None
+        attn(*few, bias=BIAS)
+        assert requests.pop().sizes is None
+
+
 def test_a_backward_measures_its_two_kernels() -> None:
     attn, x, found = attention(tune="max"), inputs(), []
 

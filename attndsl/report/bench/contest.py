@@ -14,7 +14,7 @@ from torch import Tensor
 
 import attndsl
 from attndsl.report.bench.cases import Case
-from attndsl.report.bench.clocks import Clock, Time, clock_of
+from attndsl.report.bench.clocks import Clock, clock_of
 from attndsl.report.bench.dense import Expected, expect, relative
 from attndsl.report.bench.implementations import OURS, Implementation, Maker, Refused
 from attndsl.report.bench.inputs import Inputs, draw, refuse_constant
@@ -25,6 +25,7 @@ from attndsl.report.bench.peers import PEER_ERRORS
 from attndsl.report.bench.results import Entry, Figure, Note
 from attndsl.report.progress import Progress
 from attndsl.report.trial import TOLERANCES
+from attndsl.runtime.clock import Time
 
 BUDGET = 2e3  # milliseconds that the turns of a case take together, about
 ROUNDS = (5, 100)  # of turns: at least, at most
