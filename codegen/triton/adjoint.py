@@ -54,7 +54,7 @@ class Adjoint(Kernel):
         super().__init__(plan, name, config, columns_first)
         self.leaves = leaves
         self.every_row = every_row
-        self.describes_rows = describes_rows(plan, config)
+        self.describes_rows = describes_rows(name, config)
         self.is_plain = plan.form == "softmax" and plan.value is SCORE
         self.has_score_adjoint = with_score and not is_const(plan.raw_partial, 0.0)
         self.roots: list[Node] = [*self.mask_nodes, self.pair_value]

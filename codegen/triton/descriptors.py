@@ -39,16 +39,17 @@ def descriptor_load(name: str, number: int, chunk: Chunk) -> str:
     return f"{name}_{number} = {name}_tiles_{number}.load([{start}, {chunk.start}])"
 
 
-def describes_rows(plan: KernelPlan, config: Config) -> bool:
-    """Whether a kernel reads `base` and `delta` by descriptors. Loads by pointer take fewer
-    instructions; but specialised warps allow none, and beside what a shift keeps for each column
-    there are no registers for their addresses."""
-    return config.shape == "specialised" or (config.shape == "described" and plan.shift is not None)
+def describes_rows(name: str, config: Config) -> bool:
+    """Whether a kernel reads `base` and `delta` by descriptors: where its loop walks over rows. By
+    pointer each thread would hold addresses, and the numbers of all rows of a tile. Specialised
+    warps allow no other loads."""
+    walks = name == "backward_dkv"
+    return config.shape == "specialised" or (config.shape == "described" and walks)
 
 
 def pads_rows(plan: KernelPlan) -> bool:
     """Whether heads of `base` and `delta` begin at aligned rows, as descriptors need it."""
-    return any(describes_rows(plan, config) for name, config in plan.configs if name != "forward")
+    return any(describes_rows(name, config) for name, config in plan.configs if name != "forward")
 
 
 def rows_between_heads(plan: KernelPlan) -> str:

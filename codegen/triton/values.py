@@ -311,6 +311,8 @@ class Values:
                 return Spelling(f"{{0}} {symbol} {{1}}", PRODUCT, (PRODUCT, PRODUCT + 1))
         if node in self._exact:
             return call("attn_divide", 2) if node.op == "div" else call("attn_root")
+        if node.op == "tanh" and self.plan.request.dtype in ("float16", "bfloat16"):
+            return call("attn_tanh_of_half")
         if node.op in ("min", "max") and node.kind == "float":  # as in torch, NaN wins
             name = "minimum" if node.op == "min" else "maximum"
             template = f"tl.{name}({{0}}, {{1}}, propagate_nan=tl.PropagateNan.ALL)"
