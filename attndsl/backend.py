@@ -64,10 +64,17 @@ class Generator(Protocol):
 
 
 class Native(Generator, Protocol):
-    """A generator whose modules are built by a compiler of the machine."""
+    """A generator whose modules are built by a compiler of the machine. They have besides
 
-    def is_ready(self, folder: Path) -> bool:
-        """Whether a small source can be built; what is built is kept in the folder."""
+        build(function)
+
+    which builds what "run_forward" or "run_backward" calls, and raises RuntimeError where that
+    fails; else the first call builds it.
+    """
+
+    def failure(self, folder: Path) -> str:
+        """Why a small source cannot be built; "" where it can. What is built is kept in the folder;
+        OSError where that cannot be written."""
         ...
 
 

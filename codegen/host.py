@@ -4,8 +4,9 @@ The functions write statements for the body of `run_forward` or `run_backward`. 
 or set (arrays are in the accumulator's dtype unless said otherwise):
 
     query, key, value, q_offset, k_offset, k_len, tensors, scalars    the arguments of the contract
-    size_B ... size_D, size_Dv, size_*   ints           set by write_arguments
-    t_*, p_*                             parameters     set by write_arguments
+    size_B ... size_D, size_Dv   ints    set by write_arguments
+    dim_*                        ints    likewise: the program's own dimensions
+    t_*, p_*                     parameters     set by write_arguments
     raw        [B, H, Nq, Dv]            the result before the epilogue
     stat       [B, H, Nq]                see attndsl.backend
     grad_raw   [B, H, Nq, Dv]            set by write_output_backward

@@ -66,6 +66,11 @@ def torch_floormod(x: torch.Tensor | int, y: torch.Tensor | int) -> torch.Tensor
     return torch.where(y == 0, 0, x % torch.where(y == 0, 1, y))
 
 
+def torch_wrapped(x: int) -> int:
+    """What 64 bits hold of an int: Python's have no end, those of tensors wrap around."""
+    return (x + 2**63) % 2**64 - 2**63
+
+
 def torch_floordiv_float(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """The largest whole number not above x / y."""
     return torch.floor(x / y)

@@ -14,10 +14,11 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from types import ModuleType
 
+from attndsl.analysis.intervals import may_wrap
 from attndsl.analysis.lookups import prove
 from attndsl.ir.nodes import Node, find
 from attndsl.ir.ops import ATOM, OPS, TEST, Spelling, call
-from attndsl.ir.program import Program
+from attndsl.ir.program import SIZES, Program
 from attndsl.plan.kernel_plan import KernelPlan
 
 from . import library
@@ -29,6 +30,8 @@ PLAIN_OPS = frozenset(
     "add sub mul neg lt le eq ne and or not where floordiv floormod to_float bool_to_int".split()
 )
 PLAIN_INT_OPS = frozenset(("abs", "min", "max"))  # likewise, on ints
+# Ops that may leave the 64 bits in which their arguments lie: Python's ints do not wrap around.
+GROWING = frozenset(("add", "sub", "mul", "neg", "abs", "floordiv"))
 FUNCTION = re.compile(r"\b(?:attn|torch)_\w+")
 NOT = 3  # Python's precedence of `not`
 INDEX_OF_SIZE = {"B": "b", "H": "h", "Hk": "h", "G": "h", "Nq": "q", "Nk": "k"}
@@ -36,7 +39,9 @@ INT64, BOOL = "int64", "bool"
 
 
 def size_name(name: str) -> str:
-    return f"size_{name}"
+    """The name of a size: those of a program's own dimensions have a prefix of their own, for a
+    generated module has further sizes (`size_Dv`), which a dimension may be called like."""
+    return f"size_{name}" if name in SIZES else f"dim_{name}"
 
 
 def scalar_name(name: str) -> str:
@@ -89,6 +94,13 @@ class Plainness:
         return table_spelling("torch", node)
 
     def _spell_plain(self, node: Node) -> Spelling:
+        """The spelling of a node that is a Python number."""
+        spelling = self._spell_number(node)
+        if node.op in GROWING and node.kind == "int" and may_wrap(node):
+            return Spelling(f"torch_wrapped({spelling.template})", ATOM, spelling.slots)
+        return spelling
+
+    def _spell_number(self, node: Node) -> Spelling:
         if node.op == "where":
             return Spelling("{1} if {0} else {2}", TEST, (1, 1, TEST))
         if node.op == "not":

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 from attndsl.ir.nodes import is_const
 from attndsl.plan.chunks import NARROWEST
-from attndsl.plan.configs import Work, work_of
 from attndsl.plan.kernel_plan import Chunk, Config, KernelPlan, Request
 
 WGMMA_ROWS = 64  # of a product: the fewest that become wgmma
-
-Kind = Work | Literal["boxes"]  # the work of a pair; "boxes" where tiles are boxes
-Widths = tuple[tuple[int, Config], ...]
-Table = dict[Kind, Widths]
+# Where one kernel is compiled and tested, and may be measured beside the separate ones.
+FUSED_TARGETS = ("sm_90",)
 
 
 def with_backward(plan: KernelPlan) -> KernelPlan:
@@ -27,22 +23,9 @@ def with_backward(plan: KernelPlan) -> KernelPlan:
     config, because = None, why_separate(plan)
     if not because:
         request = plan.request
-        if request.sizes is not None:
-            config, because = request.sizes.backward_fused, "they were measured to be faster"
-        else:
-            work = work_of(plan.value, plan.program.mask)
-            config = config_of(request, kind_of(request, work))
-            widest = max(request.head_dim, request.value_dim)
-            because = (
-                f"no tile of the fused kernel is known to fit the registers of {request.target} "
-                f"for {widest} columns of {request.dtype}"
-            )
+        config = request.sizes.backward_fused if request.sizes else config_of(request)
+        because = SLOWER if request.target in FUSED_TARGETS else UNKNOWN
     return replace(plan, backward_fused=config, separate_because="" if config else because)
-
-
-def kind_of(request: Request, work: Work) -> Kind:
-    """What the table of configurations goes by, besides the head dimension."""
-    return "boxes" if request.order == "boxes" else work
 
 
 def why_separate(plan: KernelPlan) -> str:
@@ -63,15 +46,9 @@ def why_separate(plan: KernelPlan) -> str:
     return ""
 
 
-def config_of(request: Request, kind: Kind) -> Config | None:
-    """The configuration of the table; None where none is known that does not spill."""
-    if request.target == "interpreter":
-        return INTERPRETER
-    if request.dtype == "float32":
-        return None
-    table = TABLES.get(request.target, {})
-    widest = max(request.head_dim, request.value_dim)
-    return next((config for limit, config in table.get(kind, ()) if widest <= limit), None)
+def config_of(request: Request) -> Config | None:
+    """The configuration where none was measured; None where separate kernels run then."""
+    return INTERPRETER if request.target == "interpreter" else None
 
 
 def is_turned(chunk: Chunk) -> bool:
@@ -86,11 +63,7 @@ def is_turned(chunk: Chunk) -> bool:
 # As small as those of the other kernels, so that a test of 33 tokens meets several tiles.
 INTERPRETER = Config(NARROWEST, 2 * NARROWEST, 1, 1)
 
-# By kind: (widest head dimension, configuration). No kernel of the examples spills with these in
-# bf16, with Triton 3.6 and 3.9, and products become wgmma but for those of 32 columns that are left
-# of 96; how fast they are has not been measured. The sums of 128 keys leave registers for few
-# queries, and none where head dimensions are wider.
-FEW: Widths = ((96, Config(32, 128, 8, 2)), (128, Config(16, 128, 8, 2)))
-NARROW: Widths = ((64, Config(32, 128, 8, 2)),)
-HOPPER: Table = {"plain": FEW, "masked": FEW, "tables": NARROW, "boxes": NARROW}
-TABLES: dict[str, Table] = {"sm_90": HOPPER}
+# On an H200 every size of the one kernel took longer than both others together, with sums by
+# atomics of addresses or of tiles (docs/performance.md).
+SLOWER = "they are faster where both were measured; `attndsl tune --nondeterministic` compares them"
+UNKNOWN = "the one kernel has not been tried on this target"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import product
 from math import ceil
 from typing import get_args
 
 from attndsl.ir.program import Program
-from attndsl.plan.backward import TABLES
+from attndsl.plan.backward import FUSED_TARGETS
 from attndsl.plan.budget import (
     KERNELS,
     READ_SHARED,
@@ -36,13 +35,11 @@ HOPPER: Grid = ((64, 128), (16, 32, 64, 128), (4, 8), (2, 3))
 NVIDIA: Grid = ((64, 128), (16, 32, 64), (4, 8), (2, 3))
 AMD: Grid = ((64, 128), (16, 32, 64), (4, 8), (1, 2))
 FLOAT32: Grid = ((32, 64), (16, 32), (4, 8), (1, 2))
-SPECIALISED: Grid = ((128,), (32, 64, 128), (4,), (2, 3, 4))
-DESCRIBED: Grid = ((128,), (64, 128), (8,), (2, 3))
+DESCRIBED: Grid = ((64, 128), (32, 64, 128), (4, 8), (2, 3))
 FUSED: Grid = ((64, 128), (16, 32, 64), (4, 8), (1, 2, 3))
 INTERPRETER: dict[str, Grid] = {
     "peeled": ((16, 32), (16, 32), (1,), (1,)),
     "described": ((32,), (16,), (1,), (1,)),
-    "specialised": ((32,), (32,), (1,), (1,)),
 }
 
 
@@ -93,9 +90,9 @@ def is_extent(extent: int) -> bool:
 def candidates(program: Program, request: Request, kernel: KernelName) -> tuple[Config, ...]:
     """The configurations to measure, in a fixed order; each may be launched on the target. Whether
     there may be a kernel "backward_fused" is not asked here."""
-    grids = {"peeled": grid_of(request), "described": DESCRIBED, "specialised": SPECIALISED}
+    grids = {"peeled": grid_of(request), "described": DESCRIBED}
     if kernel == "backward_fused":
-        is_known = request.target in TABLES and request.dtype != "float32"
+        is_known = request.target in FUSED_TARGETS and request.dtype != "float32"
         grids = {"peeled": FUSED} if is_known or request.target == "interpreter" else {}
     if request.target == "interpreter":
         grids = {shape: INTERPRETER[shape] for shape in grids if shape in INTERPRETER}
@@ -124,8 +121,6 @@ def is_sensible(program: Program, request: Request, kernel: KernelName, config: 
     """Whether a candidate can be fast: sums stay in registers, and no warp is without rows."""
     if request.target == "interpreter":
         return True
-    if config.shape == "specialised":
-        config = replace(config, num_warps=2 * config.num_warps)  # two groups compute
     own = config.block_n if owns_keys(kernel) else config.block_m
     is_wide = max(request.head_dim, request.value_dim) > 128  # sums need the warps
     is_hopper = request.target == "sm_90" and request.dtype != "float32"

@@ -95,7 +95,8 @@ def fitted(
         dkv = replace(dkv, block_m=min(dkv.block_m, most[2]))
         if packs_heads:
             forward = replace(forward, block_n=min(forward.block_n, PACKED_COLUMNS))
-            dkv = replace(dkv, block_n=min(dkv.block_n, PACKED_COLUMNS))
+            rows = dkv.block_m if widest <= 64 else NARROWEST
+            dkv = replace(dkv, block_m=rows, block_n=min(dkv.block_n, PACKED_COLUMNS))
     if is_const(columns):
         width = width_for(int(columns.value))
         forward = replace(forward, block_n=min(forward.block_n, width))
@@ -129,27 +130,31 @@ ON_CPU = {"torch": TORCH, "cpp": CPP}
 INTERPRETER = Sizes(Config(32, 16, 1, 1), Config(32, 16, 1, 1), Config(16, 32, 1, 1))
 
 # Where the tables come from: sizes were compiled for their targets, and chosen among those that
-# spill no registers; none has been timed on a card yet. `attndsl tune FILE --table` prints rows
-# that were measured, each below a line with its source, which is to be kept.
+# spill no registers. Those of sm_90 for head dimensions up to 128 were then measured (`hopper.py`
+# says where); no other has been timed. `attndsl tune FILE --table` prints rows that were measured,
+# each below a line with its source, which is to be kept.
 
-# (widest head dimension, configurations), by work. No kernel of the examples spills with these, in
-# bf16 and fp16, and each tl.dot becomes wgmma.
+# Three programs of four warps on a multiprocessor: while one waits for keys, or computes weights,
+# another multiplies.
+SMALL = Sizes(Config(64, 64, 4, 3), Config(64, 32, 4, 3), Config(32, 64, 4, 3))
+SMALLER = Sizes(Config(64, 32, 4, 3), Config(64, 32, 4, 3), Config(32, 64, 4, 3))
+SMALLEST = Sizes(Config(64, 32, 4, 3), Config(64, 32, 4, 3), Config(16, 64, 4, 3))
+# (widest head dimension, configurations), by work. No loop of an example spills with these, in bf16
+# and fp16, and each tl.dot becomes wgmma.
 HOPPER: dict[Work, Table] = {
     "plain": (
-        (64, Sizes(Config(128, 128, 8, 3), Config(128, 64, 8, 3), Config(64, 128, 8, 3))),
-        (128, Sizes(Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(32, 128, 8, 2))),
+        (128, SMALL),
         (192, Sizes(Config(128, 64, 8, 2), Config(64, 64, 8, 1), Config(32, 64, 8, 2))),
         (256, Sizes(Config(128, 32, 8, 2), Config(64, 32, 8, 1), Config(16, 64, 8, 1))),
     ),
     "masked": (
-        (64, Sizes(Config(128, 64, 8, 3), Config(128, 64, 8, 3), Config(32, 128, 8, 2))),
-        (128, Sizes(Config(128, 64, 8, 2), Config(128, 64, 8, 2), Config(32, 128, 8, 2))),
+        (128, SMALL),
         (192, Sizes(Config(128, 64, 8, 2), Config(64, 64, 8, 1), Config(32, 64, 8, 2))),
         (256, Sizes(Config(128, 32, 8, 2), Config(64, 32, 8, 1), Config(16, 64, 8, 1))),
     ),
     "tables": (
-        (64, Sizes(Config(128, 32, 8, 2), Config(128, 32, 8, 2), Config(32, 128, 8, 2))),
-        (128, Sizes(Config(128, 32, 8, 2), Config(128, 32, 8, 2), Config(16, 128, 8, 2))),
+        (64, SMALLER),
+        (128, SMALLEST),
         (256, Sizes(Config(128, 32, 8, 2), Config(64, 32, 8, 1), Config(32, 64, 8, 1))),
     ),
     "dots": (

@@ -17,7 +17,7 @@ from attndsl.plan.spans import Span as Span
 Level = Literal["program", "row", "column", "pair"]
 Strategy = Literal["ranges", "lists"]
 Order = Literal["linear", "boxes"]
-Shape = Literal["peeled", "described", "specialised"]
+Shape = Literal["peeled", "described"]
 
 # Tiles in a list of one tile of the other axis: memory grows with the length, not with its square.
 # A tile with more of them visits all from the first to the last of them.
@@ -28,10 +28,8 @@ MOST_LISTED = 1024
 class Config:
     """Sizes of one kernel: rows and columns of a tile, warps, pipeline stages; and its shape.
 
-    peeled       one loop over full tiles, one over those that test their pairs
-    described    the same loops; keys and values (queries) come by descriptors. sm_90 only
-    specialised  one loop that selects by the mask; keys and values (queries) come by descriptors,
-                 and warps are split into one that loads and others that compute. sm_90 only
+    peeled     one loop over full tiles, one over those that test their pairs
+    described  the same loops; keys and values (queries) come by descriptors. sm_90 only
     """
 
     block_m: int

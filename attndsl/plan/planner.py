@@ -16,13 +16,14 @@ from attndsl.analysis.tiles import classify
 from attndsl.ir.nodes import OUT, SCORE, TRUE, Node, find, substitute, topological
 from attndsl.ir.program import Grid, Program, Routed
 from attndsl.plan.backward import config_of as fused_config
-from attndsl.plan.backward import kind_of, with_backward
+from attndsl.plan.backward import with_backward
 from attndsl.plan.budget import KERNELS, fitted_to_memory
+from attndsl.plan.candidates import may_be
 from attndsl.plan.configs import chunks, configs, fitted, work_of
 from attndsl.plan.decode import decode_of
-from attndsl.plan.described import described
+from attndsl.plan.hopper import measured
 from attndsl.plan.kernel_plan import Config, KernelPlan, Leaf, Level, Request, Sizes, Strategy
-from attndsl.plan.shapes import may_describe, may_have_shape
+from attndsl.plan.shapes import may_have_shape
 from attndsl.plan.shifts import shift_of
 from attndsl.plan.spans import span_of
 from attndsl.transform.differentiate import differentiate
@@ -80,32 +81,30 @@ def plan(program: Program, request: Request) -> KernelPlan:
 @lru_cache(maxsize=1024)
 def table_sizes(program: Program, request: Request) -> Sizes:
     """The configurations of the tables, as the target has room for them: those of a request without
-    measured ones. Kernels that may read by descriptors do where the table for these has them."""
+    sizes of its own. A kernel that may not have what was measured is peeled."""
     found = peeled_sizes(program, request)
-    row = described(request, value_of(program), program.mask)
+    if request.target != "sm_90" or program.routed is not None or request.order == "boxes":
+        return found
+    tiles = tiles_of(program, request)
+    row = measured(request, value_of(program), program.mask, tiles.strategy, tiles.keys)
+    if row is None:
+        return found
     for name, config in zip(KERNELS, row, strict=True):
-        if config is not None and may_describe(program, request, name, config):
+        if may_be(program, request, name, config):
             found = replace(found, **{name: config})
     return found
 
 
 def peeled_sizes(program: Program, request: Request) -> Sizes:
     """The configurations of the table of peeled loops that read by pointer."""
-    value = value_of(program)
-    work = work_of(value, program.mask)
-    if work == "plain" and max(request.head_dim, request.value_dim) > 64:
-        # A bias by distance keeps a number for each column of a tile in registers.
-        work = "masked" if may_shift(program, request) and shift_of(value) else work
-    found = configs(request, work)
+    found = configs(request, work_of(value_of(program), program.mask))
     if request.backend != "triton":
         return found
     if request.target != "interpreter":
         for name in KERNELS:
             config = fitted_to_memory(program, request, name, getattr(found, name))
             found = replace(found, **{name: config})
-    kind = kind_of(request, work)
-    fused = None if request.deterministic else fused_config(request, kind)
-    return replace(found, backward_fused=fused)
+    return replace(found, backward_fused=None if request.deterministic else fused_config(request))
 
 
 def routed_plan(program: Program, request: Request) -> KernelPlan | None:

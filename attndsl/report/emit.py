@@ -14,7 +14,7 @@ from attndsl.report.requests import request_for
 from attndsl.report.table import table
 from attndsl.transform.route import form_of, route
 
-LOOPS = ("full_loop", "partial_loop", "loading_loop")  # instructions in them
+LOOPS = ("full_loop", "partial_loop")  # instructions in them
 COLUMNS = {  # of the table of resources: those that a family of targets has
     "sm_80": ("mma", "cp_async"),
     "sm_90": ("wgmma", "mma", "tma", "cp_async"),

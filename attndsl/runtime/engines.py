@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
+from types import ModuleType
 
 from torch import Tensor
 
@@ -49,23 +51,63 @@ def require(program: Program, query: Tensor, value: Tensor) -> None:
     reason = refusal_of(program, widest_of(query, value))
     if query.device.type != "cpu":
         reason = f"it cannot run on {query.device.type} tensors"
-    if not reason and not has_compiler():
+    if not reason and (failure := failure_of_trial()):
         reason = (
             "it needs a C++ compiler with OpenMP: install g++ or clang++, or name one in "
-            "ATTNDSL_CXX (which is not to be empty)"
+            f"ATTNDSL_CXX (which is not to be empty); {failure.splitlines()[0]}"
         )
     if reason:
         raise ArgumentError(f'backend="cpp": {reason}; use backend="torch"')
 
 
 def has_compiler() -> bool:
-    """Whether this machine can build the C++ engine's sources. The first answer takes a trial
-    build, which is kept on disk."""
-    return _has_compiler(tuple(os.environ.get(name) for name in VARIABLES))
+    """Whether this machine can build the C++ engine's sources."""
+    return not failure_of_trial()
+
+
+def failure_of_trial() -> str:
+    """Why this machine cannot build the C++ engine's sources; "" where it can. The first answer
+    takes a trial build, which is kept on disk."""
+    return _failure_of_trial(tuple(os.environ.get(name) for name in VARIABLES))
 
 
 @functools.lru_cache(maxsize=8)
-def _has_compiler(variables: tuple[str | None, ...]) -> bool:
+def _failure_of_trial(variables: tuple[str | None, ...]) -> str:
     if os.environ.get("ATTNDSL_CXX") == "":
+        return "ATTNDSL_CXX is empty"
+    generator, place = load_native(cache.GENERATORS, "cpp"), cache.directory()
+    try:
+        return generator.failure(place)
+    except OSError as error:
+        reason = f"{place} cannot be written ({error.strerror})"
+        return generator.failure(cache.private_directory(reason))
+
+
+FAILED: set[str] = set()  # files of modules that could not be built
+
+
+def is_built(module: ModuleType, function: str) -> bool:
+    """Whether the C++ that a function of a module calls could be built, which it is by now. Where
+    it cannot, a RuntimeWarning says why, once; nothing of the module is tried again."""
+    file = str(module.__file__)
+    if file in FAILED:
         return False
-    return load_native(cache.GENERATORS, "cpp").is_ready(cache.directory())
+    try:
+        module.build(function)
+    except (RuntimeError, OSError) as error:
+        FAILED.add(file)
+        warn_once(str(error).splitlines()[0])
+        return False
+    return True
+
+
+@functools.cache
+def warn_once(reason: str) -> None:
+    warnings.warn(
+        f"attndsl: PyTorch runs what the C++ engine was to run: {reason}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+cache.ON_FORGET.append(FAILED.clear)

@@ -28,7 +28,7 @@ from attndsl.runtime.arguments import (
     unpack,
 )
 from attndsl.runtime.dims import bind_dims
-from attndsl.runtime.engines import engine_of
+from attndsl.runtime.engines import engine_of, is_built
 from attndsl.runtime.order import is_boxable_once, order_of_call
 from attndsl.runtime.settings import Settings, parse
 from attndsl.runtime.targets import target_of
@@ -322,30 +322,10 @@ def module_of_call(
         found = tuned.sized(place, lengths)
         if found != request and not tuned.has_few_queries(place, lengths, function):
             request = found
-    return cache.module_of(call.program, call.loaded, request)
-
-
-def module_for(
-    handle: str,
-    program: Program,
-    settings: str,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    tensors: Sequence[Tensor],
-    batch_ints: Mapping[str, Tensor | None],
-    grads: tuple[str, ...],
-    scalars: Mapping[str, Number],
-    offsets: tuple[int, int],
-) -> ModuleType:
-    """The generated module for real tensors, with the sizes of the table: see
-    `request_of_call`."""
-    chosen = parse(settings)
-    inputs = (query, key, value)
-    request = request_of_call(
-        program, chosen, *inputs, tensors, batch_ints, grads, scalars, offsets
-    )
-    return cache.module_of(handle, program, request)
+    module = cache.module_of(call.program, call.loaded, request)
+    if settings.backend == "auto" and request.backend == "cpp" and not is_built(module, function):
+        return cache.module_of(call.program, call.loaded, replace(request, backend="torch"))
+    return module
 
 
 def request_of_call(

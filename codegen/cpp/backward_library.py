@@ -79,8 +79,10 @@ void run_item(Room &room, int64_t item, int64_t copy) const {
     hi = greater(lo, hi);
     reach[2 * item] = lo;
     reach[2 * item + 1] = hi;
-    memset(key_sums + (item * size_Nk + lo) * WHOLE, 0, (hi - lo) * WHOLE * sizeof(A));
-    memset(value_sums + (item * size_Nk + lo) * VALUES, 0, (hi - lo) * VALUES * sizeof(A));
+    if (lo < hi) {
+        memset(key_sums + (item * size_Nk + lo) * WHOLE, 0, (hi - lo) * WHOLE * sizeof(A));
+        memset(value_sums + (item * size_Nk + lo) * VALUES, 0, (hi - lo) * VALUES * sizeof(A));
+    }
     for (int64_t at = begin; at < stop; ++at) tile(b, h, at, item, copy, room);
 }
 

@@ -3,20 +3,26 @@
 Their source is copied verbatim. They use nothing but Python, torch, what the module imports, and
 `FLAGS`, which a module sets. A built library is kept beside the module's own file, under a name
 that holds the hash of its source, its compiler, its flags and the CPU.
+
+What the compiler, or the machine's other means, cannot do is a RuntimeError; an OSError says that a
+folder cannot be written.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import hashlib
 import os
 import pathlib
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -25,14 +31,22 @@ FLAGS: tuple[str, ...] = ()  # a generated module sets its own
 BUILDING = threading.Lock()
 
 
-def attn_compiler() -> str | None:
-    """The C++ compiler: ATTNDSL_CXX, else CXX, else the first found of c++, g++ and clang++; None
-    where there is none, or ATTNDSL_CXX is empty."""
+def attn_compiler() -> tuple[str, ...]:
+    """The words of the C++ compiler's command, such as /usr/bin/ccache g++: ATTNDSL_CXX, else CXX,
+    else the first found of c++, g++ and clang++; none where there is none, or ATTNDSL_CXX is
+    empty."""
     chosen = os.environ.get("ATTNDSL_CXX", os.environ.get("CXX"))
     if os.environ.get("ATTNDSL_CXX") == "":
-        return None
-    names = [chosen] if chosen else ["c++", "g++", "clang++"]
-    return next((found for name in names if (found := shutil.which(name))), None)
+        return ()
+    for name in [chosen] if chosen else ["c++", "g++", "clang++"]:
+        if found := shutil.which(name):  # a path may have spaces
+            return (os.path.abspath(found),)
+    try:
+        first, *rest = shlex.split(chosen or "")
+    except ValueError:  # no words, or a quote that does not end
+        return ()
+    found = shutil.which(first)
+    return (os.path.abspath(found), *rest) if found else ()
 
 
 @functools.cache
@@ -48,10 +62,19 @@ def attn_cpu() -> str:
 
 
 @functools.cache
-def attn_version(compiler: str) -> str:
-    """The first lines that a compiler says of itself, and when it was changed."""
-    said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
-    return f"{compiler} {os.stat(compiler).st_mtime_ns} {said.stdout}"
+def attn_version(compiler: tuple[str, ...]) -> str:
+    """What a compiler says of itself, and when the programs of its command were changed."""
+    programs = [found for word in compiler if (found := shutil.which(word))]
+    changed = [os.stat(program).st_mtime_ns for program in programs]
+    return f"{compiler} {changed} {attn_call([*compiler, '--version']).stdout}"
+
+
+def attn_call(command: list[str], folder: str = ".") -> subprocess.CompletedProcess[str]:
+    """Runs a command in a folder to its end. RuntimeError where it cannot be started."""
+    try:
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise RuntimeError(f"the C++ compiler {command[0]} cannot be started: {error}") from error
 
 
 def attn_target_flags() -> tuple[str, ...]:
@@ -61,21 +84,21 @@ def attn_target_flags() -> tuple[str, ...]:
     return ("-mcpu=native",)
 
 
-def attn_build(source: str, folder: pathlib.Path) -> pathlib.Path:
+def attn_build(source: str, folder: pathlib.Path, flags: tuple[str, ...]) -> pathlib.Path:
     """The shared library of a source, built where it is not there yet. RuntimeError where there is
-    no compiler, or it fails."""
+    no compiler, or it fails; OSError where the folder cannot be written."""
     compiler = attn_compiler()
-    if compiler is None:
+    if not compiler:
         raise RuntimeError(
             "the C++ engine needs a C++ compiler and found none: install g++ or clang++, or name "
             'one in ATTNDSL_CXX; or compile the attention with backend="torch"'
         )
-    flags = ("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", *attn_target_flags(), *FLAGS)
+    flags = ("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", *attn_target_flags(), *flags)
     parts = (source, " ".join(flags), attn_version(compiler), attn_cpu())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     library, seal = folder / f"attn_{key[:32]}.so", folder / f"attn_{key[:32]}.sha256"
     if not attn_is_sealed(library, seal):
-        attn_compile([compiler, *flags], source, library, seal)
+        attn_compile([*compiler, *flags], source, library, seal)
     return library
 
 
@@ -94,13 +117,14 @@ def attn_compile(
     with tempfile.TemporaryDirectory(prefix="attn-", dir=library.parent) as place:
         text, built = pathlib.Path(place, "module.cpp"), pathlib.Path(place, "module.so")
         text.write_text(source)
-        command = [*command, str(text), "-o", str(built)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [*command, text.name, "-o", built.name]
+        done = attn_call(command, place)
         if done.returncode:
-            said = "\n".join((done.stderr or done.stdout).splitlines()[:40])
+            said = (done.stderr or done.stdout).splitlines()[:40]
+            first = next((line for line in said if "error" in line.lower()), "".join(said[:1]))
             raise RuntimeError(
-                f"the C++ compiler failed on a generated source; the command was\n"
-                f"    {' '.join(command)}\n{said}"
+                f"the C++ compiler failed on a generated source: {first.strip()}\n"
+                f"the command was\n    {shlex.join(command)}\n" + "\n".join(said)
             )
         digest = pathlib.Path(place, "seal")
         digest.write_text(hashlib.sha256(built.read_bytes()).hexdigest())
@@ -110,25 +134,44 @@ def attn_compile(
 
 @functools.cache
 def attn_private_folder(process: int) -> pathlib.Path:
-    """A folder for this process alone."""
-    return pathlib.Path(tempfile.mkdtemp(prefix="attn-"))
+    """A folder for this process alone, removed at its end."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="attn-"))
+
+    def remove() -> None:
+        if os.getpid() == process:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
 
 
-def attn_folder() -> pathlib.Path:
-    """Where libraries are kept: beside the module where it is a file in a folder that can be
+def attn_library(source: str) -> pathlib.Path:
+    """The library of a source: beside the module where that is a file in a folder that can be
     written, else in a folder of this process."""
-    beside = pathlib.Path(str(globals().get("__file__", ""))).parent
-    if "__file__" in globals() and os.access(beside, os.W_OK):
-        return beside
-    return attn_private_folder(os.getpid())
+    if "__file__" in globals():
+        beside = pathlib.Path(__file__).parent
+        try:
+            return attn_build(source, beside, FLAGS)
+        except OSError as error:
+            warnings.warn(
+                f"attndsl: {beside} cannot be written ({error.strerror}); what is built of C++ is "
+                "kept for this process only",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return attn_build(source, attn_private_folder(os.getpid()), FLAGS)
 
 
 @functools.cache
 def attn_function(source: str, name: str) -> Callable[..., int]:
-    """A function of a source, loaded."""
+    """A function of a source, built and loaded. RuntimeError where that fails."""
     with BUILDING:
-        library = ctypes.CDLL(str(attn_build(source, attn_folder())))
-    function: Callable[..., int] = getattr(library, name)
+        library = attn_library(source)
+        try:
+            loaded = ctypes.CDLL(str(library))
+        except OSError as error:
+            raise RuntimeError(f"a library that was built cannot be loaded: {error}") from error
+    function: Callable[..., int] = getattr(loaded, name)
     return function
 
 

@@ -15,8 +15,18 @@ from .forward import forward_source
 from .host import write_backward, write_forward
 
 IMPORTS = (
-    "ctypes functools hashlib os pathlib platform shutil subprocess tempfile threading".split()
+    "atexit ctypes functools hashlib os pathlib platform shlex shutil subprocess tempfile "
+    "threading warnings".split()
 )
+
+BUILD = """\
+def build(function):
+    \"""Builds what "run_forward" or "run_backward" calls; RuntimeError where that fails.\"""
+    if function == "run_forward":
+        attn_function(FORWARD, "attn_forward")
+    else:
+        attn_function(BACKWARD, "attn_backward")
+"""
 
 
 def emit(plan: KernelPlan) -> str:
@@ -45,9 +55,11 @@ def emit(plan: KernelPlan) -> str:
     for name, source in (("FORWARD", forward), ("BACKWARD", backward)):
         lines.add(f'{name} = r"""', source.rstrip("\n"), '"""')
     lines.blank(2)
-    lines.add(library_text(text, shared, build_library))
+    lines.add(library_text(text + BUILD, shared, build_library))
     lines.blank(2)
     lines.add(text.rstrip("\n"))
+    lines.blank(2)
+    lines.add(BUILD.rstrip("\n"))
     return lines.text()
 
 

@@ -11,6 +11,7 @@ from attndsl.ir.program import SIZES
 from attndsl.plan.kernel_plan import Config, KernelPlan
 
 from ..lines import Lines
+from ..scope import size_name
 
 POINTER_TYPES = {
     "float16": "*fp16",
@@ -107,7 +108,7 @@ class Arguments:
             self.add("B", "i32", "size_B")
         for bound in program.bound_dims:
             if bound in names["size"]:
-                self.add(f"size_{bound}", "i32")
+                self.add(size_name(bound), "i32")
         for scalar in program.scalars:
             if scalar.name in names["scalar"]:
                 name = f"p_{scalar.name}"

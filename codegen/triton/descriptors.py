@@ -41,10 +41,8 @@ def descriptor_load(name: str, number: int, chunk: Chunk) -> str:
 
 def describes_rows(name: str, config: Config) -> bool:
     """Whether a kernel reads `base` and `delta` by descriptors: where its loop walks over rows. By
-    pointer each thread would hold addresses, and the numbers of all rows of a tile. Specialised
-    warps allow no other loads."""
-    walks = name == "backward_dkv"
-    return config.shape == "specialised" or (config.shape == "described" and walks)
+    pointer each thread would hold addresses, and the numbers of all rows of a tile."""
+    return name == "backward_dkv" and config.shape == "described"
 
 
 def pads_rows(plan: KernelPlan) -> bool:

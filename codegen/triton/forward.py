@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from attndsl.ir.nodes import SCORE, Node, find, index, substitute
+from attndsl.ir.nodes import SCORE, Node, find
 from attndsl.plan.kernel_plan import Config, KernelPlan
 
-from .boxes import coordinate_name
 from .kernel import NEGATIVE_INFINITY, Kernel
 from .routed import is_whole, own_name
 from .values import Values
@@ -91,20 +90,12 @@ class Forward(Kernel):
 
     def _write_start(self) -> None:
         lines, form = self.lines, self.plan.form
-        if any("q" in node.varies for node in self._line_nodes()):
-            lines.add(f"{coordinate_name('q', 'line')} = {self.row_elements} + q_start")
         if form == "softmax":
             lines.add(f"most = tl.full([BLOCK_M], {NEGATIVE_INFINITY}, tl.float32)")
         if form != "elementwise":
             lines.add("total = tl.zeros([BLOCK_M], tl.float32)")
         for i, chunk in enumerate(self.plan.value_chunks):
             lines.add(f"sum_{i} = tl.zeros([BLOCK_M, {chunk.width}], tl.float32)")
-
-    def _line_nodes(self) -> list[Node]:
-        """The values that `row_vector` is asked for."""
-        sink = self.plan.program.weights.sink if self.is_whole else None
-        shift = None if self.plan.shift is None else self.plan.shift.rows
-        return [node for node in (sink, shift) if node is not None]
 
     # -- one tile ------------------------------------------------------------------------------
 
@@ -237,13 +228,8 @@ class Forward(Kernel):
 
     def row_vector(self, node: Node) -> str:
         """The text of a value of rows as [BLOCK_M]."""
-        plan = self.plan
-        if plan.packs_heads or plan.grid is not None or find(node, "dot"):
-            (text,) = self.values.write(self.lines, node)
-            return f"tl.reshape(tl.zeros([BLOCK_M, 1], tl.float32) + {text}, [BLOCK_M])"
-        # Triton cannot give rows of another shape to the groups of warps of a specialised kernel.
-        (text,) = self.values.write(self.lines, substitute(node, {index("q"): index("q.line")}))
-        return f"tl.zeros([BLOCK_M], tl.float32) + {text}"
+        (text,) = self.values.write(self.lines, node)
+        return f"tl.reshape(tl.zeros([BLOCK_M, 1], tl.float32) + {text}, [BLOCK_M])"
 
     def _write_output(self, output: Node) -> None:
         """The epilogue, chunk by chunk of the head dimension."""

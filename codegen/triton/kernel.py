@@ -22,8 +22,8 @@ from .boxes import (
     write_counts,
     write_places,
 )
-from .lists import add_list_arguments, list_sequence, uses_lists, visits_nothing, write_list_loops
-from .ranges import KEYS, QUERIES, Axis, Loop, range_sequence, span_tests, write_range_loops
+from .lists import add_list_arguments, uses_lists, visits_nothing, write_list_loops
+from .ranges import KEYS, QUERIES, Axis, Loop, span_tests, write_range_loops
 from .routed import (
     LIMIT,
     PLACES,
@@ -66,8 +66,7 @@ class Kernel(Tensors):
         self.has_score = uses_score(plan.value, plan.logit)
         self.segments = plan.queries if columns_first else plan.keys
         self.span = plan.query_span if columns_first else plan.key_span
-        self.is_described = config.shape != "peeled"
-        self.is_specialised = config.shape == "specialised"
+        self.is_described = config.shape == "described"
         self._span_tests: list[str] | None = None
 
     @property
@@ -114,8 +113,7 @@ class Kernel(Tensors):
         if uses_lists(self.plan):
             return []
         ends = [(s.lo, s.hi) for s in self.segments]
-        if not self.is_specialised:
-            ends += [(s.full_lo, s.full_hi) for s in self.segments]
+        ends += [(s.full_lo, s.full_hi) for s in self.segments]
         if self.span is not None:
             ends.append((self.span.lo, self.span.hi))
         return [end for pair in ends for end in pair]
@@ -292,8 +290,7 @@ class Kernel(Tensors):
     # -- loops over tiles --------------------------------------------------------------------------
 
     def write_tiles(self, body: Body) -> None:
-        """The loops over tiles of the other axis: full ones, then the rest with their mask; or one
-        over all of them."""
+        """The loops over tiles of the other axis: full ones, then the rest with their mask."""
         lines, plan = self.lines, self.plan
         if visits_nothing(plan):
             return
@@ -322,12 +319,10 @@ class Kernel(Tensors):
         if self.is_gathered:
             return write_gathered_loops(lines, self.values, plan, self.columns_first)
         if uses_lists(plan):
-            write = list_sequence if self.is_specialised else write_list_loops
-            return write(lines, plan, self.columns_first)
-        ends = (self.segments, self.axis, self.guard)
-        if self.is_specialised:
-            return range_sequence(lines, self.values, *ends)
-        return write_range_loops(lines, self.values, *ends, self.whole_guard)
+            return write_list_loops(lines, plan, self.columns_first)
+        return write_range_loops(
+            lines, self.values, self.segments, self.axis, self.guard, self.whole_guard
+        )
 
     def write_span(self) -> None:
         """For each of the tile's own rows or columns, the first element of the other axis with

@@ -16,7 +16,7 @@ from attndsl.plan.kernel_plan import KernelPlan
 from ..lines import Lines
 from ..summaries import list_axes
 from .arguments import Arguments
-from .ranges import SPECIALISED, Loop, reached_parts
+from .ranges import Loop, reached_parts
 
 
 def uses_lists(plan: KernelPlan) -> bool:
@@ -66,21 +66,6 @@ def write_list_loops(lines: Lines, plan: KernelPlan, columns_first: bool) -> lis
         lines.add("full_tiles = tl.load(tile_row + 1)")
         loops.append(_loop(False, "full_tiles", "(listed + most_listed - 1 - {})"))
     return [*loops, _loop(True, "partial_tiles", "(listed + {})")]
-
-
-def list_sequence(lines: Lines, plan: KernelPlan, columns_first: bool) -> list[Loop]:
-    """One loop over a row of a list: partial tiles, then full ones, which test their pairs too."""
-    _write_row(lines, plan, columns_first)
-    count, place = "partial_tiles", "listed + step"
-    if plan.tile.certain is not FALSE:
-        lines.add(
-            "all_tiles = partial_tiles + tl.load(tile_row + 1)",
-            "behind = listed + most_listed - 1 + partial_tiles",
-        )
-        count = "all_tiles"
-        place = f"tl.where(step < partial_tiles, {place}, behind - step)"
-    header = f"for step in tl.range(0, {count}, {SPECIALISED}):"
-    return [Loop(True, header, (f"tile = tl.load(tile_lists + {place})",))]
 
 
 def _write_row(lines: Lines, plan: KernelPlan, columns_first: bool) -> None:

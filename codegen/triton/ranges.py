@@ -32,7 +32,6 @@ class Axis:
 KEYS = Axis("keys", "k_start", "n_keys", "BLOCK_N", "start_n")
 QUERIES = Axis("queries", "q_start", "Nq", "BLOCK_M", "start_m")
 NO_LIMITS = (constant(EVERYTHING_LOW), constant(EVERYTHING_HIGH))
-SPECIALISED = "warp_specialize=True"  # of a loop: some warps load, others compute
 
 
 @dataclass(frozen=True)
@@ -158,24 +157,6 @@ def write_range_loops(
         loops.append(_numbered_loop(lines, "full", whole, counter, find))
     rest = list(zip(edges[::2], edges[1::2], strict=True))
     return [*loops, _numbered_loop(lines, "partial", rest, counter, find)]
-
-
-def range_sequence(
-    lines: Lines, values: Values, segments: Sequence[Segment], axis: Axis, guard: str = ""
-) -> list[Loop]:
-    """One loop over all tiles of segments, none twice; each of them tests its pairs."""
-    parts = reached_parts(segments)
-    if not parts:
-        return []
-    lines.comment(f"Tiles of {axis.name} in which pairs may take part: those of [first, last).")
-    outer, _ = write_ends(lines, values, parts, [], axis, guard)
-    reached = write_reached(lines, outer, axis.block)
-    if len(reached) == 1:
-        first, last = reached[0]
-        return [Loop(True, f"for tile in tl.range({first}, {last}, {SPECIALISED}):")]
-    find = f"tile = {numbered('end', reached, 'at')}"
-    header = f"for at in tl.range(0, end_{len(reached) - 1}, {SPECIALISED}):"
-    return [Loop(True, header, (find,))]
 
 
 def span_tests(

@@ -14,6 +14,7 @@ from attndsl.plan.kernel_plan import KernelPlan, decides_by_float
 from ..expressions import Printer, hoist, table_spelling
 from ..integers import NARROW_DTYPES, WIDE_DTYPES, Integers
 from ..lines import Lines
+from ..scope import size_name
 from .boxes import coordinate_name
 
 ROW_INDICES = frozenset("q")
@@ -252,7 +253,7 @@ class Values:
     def _size(self, name: str) -> str:
         if name == "D":
             return str(self.plan.request.head_dim)
-        return f"size_{name}" if name in self.plan.program.bound_dims else name
+        return size_name(name) if name in self.plan.program.bound_dims else name
 
     def _lookup(self, node: Node, args: tuple[str, ...]) -> str:
         call = ", ".join((*self.tensor_arguments(node.name), *args))

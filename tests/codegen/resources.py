@@ -20,11 +20,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script
 
-from attndsl.plan.budget import KernelName  # noqa: E402
-from attndsl.plan.described import kind_of  # noqa: E402
-from attndsl.plan.kernel_plan import Config, KernelPlan, Sizes  # noqa: E402
+from attndsl.plan.budget import KERNELS  # noqa: E402
+from attndsl.plan.kernel_plan import KernelPlan  # noqa: E402
 from attndsl.plan.planner import peeled_sizes, plan, table_sizes  # noqa: E402
-from attndsl.plan.shapes import may_specialise  # noqa: E402
 from attndsl.report.compiled.compile import CompiledKernel, Job, KernelError  # noqa: E402
 from tests.codegen.compilers import (  # noqa: E402
     EXAMPLES,
@@ -39,24 +37,10 @@ from tests.codegen.compilers import (  # noqa: E402
 VERSION = metadata.version("triton")
 FOLDER = Path(__file__).parents[2] / "examples"
 RECORD = Path(__file__).with_suffix(".json")
+MOST_SPILLED = 32  # bytes of a thread, outside its loop over full tiles: they are moved once
 GROWTH = 1.03  # times the recorded count of instructions in the loop over full tiles
 NARROW = "decode"  # kernels with tiles of 16 rows, where `wgmma` takes 64
-FIGURES = (
-    "registers",
-    "shared_bytes",
-    "wgmma",
-    "tma",
-    "full_loop",
-    "partial_loop",
-    "loading_loop",
-)
-# Tiles of the shape "specialised" that spill in no example; 64 columns where so many are too much
-# for what is looked up for them.
-SPECIALISED: dict[KernelName, Config] = {
-    "forward": Config(128, 128, 4, 2, "specialised"),
-    "backward_dq": Config(128, 64, 4, 2, "specialised"),
-    "backward_dkv": Config(32, 128, 4, 2, "specialised"),
-}
+FIGURES = ("registers", "shared_bytes", "wgmma", "tma", "full_loop", "partial_loop")
 Figures = dict[str, int]  # those of a kernel that has no such loop are missing
 Record = dict[str, Figures]  # by key: example, head dimension, kernel, and the variant
 
@@ -66,9 +50,7 @@ class Group:
     """Kernels of an example at one head dimension that are compiled together.
 
     variant  "table": all, in the sizes of the tables; "peeled": those that the tables describe, as
-             they are where a call's tensors allow no descriptors; "specialised": those that may be,
-             in that shape; "fused": the kernel of all gradients, where results may differ from run
-             to run
+             they are where a call's tensors allow no descriptors
     """
 
     example: str
@@ -79,25 +61,18 @@ class Group:
     def plan(self) -> KernelPlan | None:
         """None where the variant has no kernel."""
         made = plan_of(FOLDER / f"{self.example}.attn", "sm_90", self.head_dim)
-        if self.variant == "specialised":
-            return specialise(made)
         if self.variant == "peeled":
             sizes = peeled_sizes(made.program, made.request)
             made = plan(made.program, replace(made.request, sizes=sizes))
             return made if self.kernels(made) else None
-        if self.variant == "fused":
-            made = plan(made.program, replace(made.request, deterministic=False))
-            return made if made.backward_fused else None
         return made
 
     def kernels(self, made: KernelPlan) -> set[str] | None:
         """The names of its kernels; None: all."""
         if self.variant == "peeled":
             sizes = table_sizes(made.program, made.request)
-            return {name for name in SPECIALISED if getattr(sizes, name).shape == "described"}
-        if self.variant == "specialised":
-            return {name for name in SPECIALISED if getattr(made, name).shape == "specialised"}
-        return {"backward_fused"} if self.variant == "fused" else None
+            return {name for name in KERNELS if getattr(sizes, name).shape == "described"}
+        return None
 
     @property
     def job(self) -> Job | None:
@@ -113,27 +88,11 @@ def group_of(key: str) -> Group:
     return Group(example, int(head_dim[1:]), variant[0] if variant else "table")
 
 
-def specialise(made: KernelPlan) -> KernelPlan | None:
-    """A plan whose kernels are specialised, where they may be and pairs cost little."""
-    program, request = made.program, made.request
-    if kind_of(made.value, program.mask) in (None, "masked"):  # one loop tests every pair by it
-        return None
-    own = {name: getattr(made, name) for name in SPECIALISED}
-    for name, wide in SPECIALISED.items():
-        for config in (wide, replace(wide, block_n=64)):
-            if may_specialise(program, request, name, config):
-                own[name] = config
-                break
-    if all(config.shape != "specialised" for config in own.values()):
-        return None
-    return plan(program, replace(request, sizes=Sizes(**own)))
-
-
 GROUPS = [
     Group(path.stem, head_dim, variant)
     for path in EXAMPLES
     for head_dim in HEAD_DIMS
-    for variant in ("table", "peeled", "specialised", "fused")
+    for variant in ("table", "peeled")
 ]
 
 
@@ -158,8 +117,9 @@ def faults(group: Group, kernels: Sequence[CompiledKernel]) -> Iterator[str]:
     for name in sorted(products - names):
         yield f"{name}: there is no such kernel"
     for kernel in kernels:
-        config = getattr(made, kernel.name, None)
-        if kernel.spill_bytes:
+        if kernel.loop_spills:
+            yield f"{kernel.name}: spills in its loop over full tiles"
+        if kernel.spill_bytes > MOST_SPILLED:
             yield f"{kernel.name}: spills {kernel.spill_bytes} bytes"
         if kernel.shared_bytes > SHARED_LIMITS[kernel.target]:
             yield f"{kernel.name}: takes {kernel.shared_bytes} bytes of shared memory"
@@ -167,9 +127,6 @@ def faults(group: Group, kernels: Sequence[CompiledKernel]) -> Iterator[str]:
             yield f"{kernel.name}: has no wgmma"
         if kernel.mma and not kernel.name.startswith(NARROW):
             yield f"{kernel.name}: leaves {kernel.mma} products to mma.sync"
-        is_loading = kernel.tma and kernel.loading_loop
-        if isinstance(config, Config) and config.shape == "specialised" and not is_loading:
-            yield f"{kernel.name}: is specialised, and no warps load by TMA"
 
 
 def losses(now: Figures, before: Figures) -> Iterator[str]:

@@ -18,7 +18,7 @@ from attndsl.plan.planner import plan
 from attndsl.semantics import analyse
 from attndsl.source import Source
 from attndsl.transform.simplify import simplify
-from tests.codegen.cpp import compiler, quick  # noqa: F401
+from tests.codegen.cpp import compiler, quick, sanitised  # noqa: F401
 from tests.oracle.compare import check_case, difference, differentiate
 from tests.oracle.examples import NAMES, Sizes
 from tests.oracle.random_programs import seeded
@@ -168,6 +168,20 @@ def test_tables_with_gradients_are_deterministic() -> None:
 def test_nothing_and_almost_nothing(rows: int, columns: int) -> None:
     given = inputs(torch.float32, rows, columns)
     compare(PROGRAM, given, 1e-4, q_offset=1)
+
+
+@pytest.mark.usefixtures("sanitised")
+@pytest.mark.parametrize(("rows", "columns"), [(0, 5), (5, 0), (1, 1), (50, 130)])
+def test_nothing_undefined(rows: int, columns: int) -> None:
+    """Nor where there is no key, no query, or a table is read outside."""
+    given = inputs(torch.float32, rows, columns)
+    given["t"] = torch.linspace(-1, 1, 7)
+    text = """
+        attention a(bias: float[H, Nk], t: float[7]):
+            mask  k <= q
+            score score + bias[h, k + 3] + t[(q * 3 + k * 5) % 9]
+    """
+    compare(text, given, 1e-4, q_offset=1)
 
 
 @pytest.mark.usefixtures("quick")

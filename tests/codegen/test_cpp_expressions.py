@@ -88,15 +88,15 @@ def expected(node: Node, names: dict[str, Any]) -> Tensor:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_operations(
     dtype: str,
-    compiler: str,  # noqa: F811
+    compiler: tuple[str, ...],  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     accumulator = getattr(torch, dtype)
     monkeypatch.setattr(library, "ACCUMULATOR", accumulator)
     flags = ("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
-    monkeypatch.setattr(build_library, "FLAGS", flags)
-    built = ctypes.CDLL(str(build_library.attn_build(source_of(some_plan(dtype)), tmp_path)))
+    source = source_of(some_plan(dtype))
+    built = ctypes.CDLL(str(build_library.attn_build(source, tmp_path, flags)))
     x, y = torch.cartesian_prod(*(torch.tensor(FLOATS, dtype=accumulator),) * 2).unbind(1)
     q, k = torch.cartesian_prod(*(torch.tensor(INTS, dtype=torch.int32),) * 2).unbind(1)
     count = min(len(x), len(q))

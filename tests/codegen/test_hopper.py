@@ -117,13 +117,13 @@ def threads(kernel: CompiledKernel) -> int:
 def test_four_warps_become_twelve(compilers: Compilers) -> None:
     found = compile_one(compilers, Kernel())
     assert (threads(found), found.registers, found.spill_bytes) == (384, 168, 0)
-    assert found.loading_loop is not None and found.cp_async == 0
+    assert found.cp_async == 0
 
 
 def test_with_eight_warps_the_flag_is_ignored(compilers: Compilers) -> None:
     found = compile_one(compilers, Kernel(warps=8))
     plain = compile_one(compilers, Kernel(warps=8, flag=""))
-    assert threads(found) == 256 and found.loading_loop is None
+    assert threads(found) == 256
     assert found == plain
 
 
@@ -148,7 +148,7 @@ def test_what_crashes_the_compiler(broken: Kernel, compilers: Compilers) -> None
 
 def test_a_branch_that_gives_a_tensor_switches_it_off(compilers: Compilers) -> None:
     found = compile_one(compilers, Kernel(mask=BRANCH))
-    assert found.loading_loop is None and threads(found) == 128
+    assert threads(found) == 128
     assert found.spill_bytes > 0
 
 
@@ -164,12 +164,11 @@ def test_a_branch_that_gives_a_tensor_switches_it_off(compilers: Compilers) -> N
 )
 def test_what_may_stand_in_the_loop(fine: Kernel, compilers: Compilers) -> None:
     found = compile_one(compilers, fine)
-    assert found.loading_loop is not None
     assert (threads(found), found.spill_bytes) == (384, 0)
 
 
 def test_descriptors_shorten_plain_loops(compilers: Compilers) -> None:
-    """Without specialised warps too: no address is computed in the loop."""
+    """No address is computed in the loop."""
     tiled = compile_one(compilers, Kernel(warps=8, flag="", columns=128))
     by_pointer = "k = " + BY_POINTER.format(name="key", rows="columns")
     loaded = compile_one(compilers, Kernel(warps=8, flag="", columns=128, load_key=by_pointer))

@@ -1,4 +1,4 @@
-"""The static gate: all examples on sm_90 without spills, with `wgmma`, and as short as recorded."""
+"""The static gate: all examples on sm_90 with `wgmma`, no spill in loops, as short as recorded."""
 
 import warnings
 from dataclasses import replace
@@ -26,8 +26,6 @@ from tests.codegen.resources import (
 ALSO = {
     "table": ("causal", "packed_documents", "t5", "quest"),
     "peeled": ("causal",),
-    "specialised": ("causal", "gemma2_local"),
-    "fused": ("causal",),
 }
 
 
@@ -101,7 +99,8 @@ def test_faults_of_a_kernel(compilers: Compilers) -> None:
     forward = next(kernel for kernel in kernels if kernel.name == "forward")
     others = [kernel for kernel in kernels if kernel is not forward]
     worse = {
-        "spills 8 bytes": {"spill_bytes": 8},
+        "spills 40 bytes": {"spill_bytes": 40},
+        "spills in its loop over full tiles": {"loop_spills": 2, "spill_bytes": 8},
         "takes 232449 bytes of shared memory": {"shared_bytes": 227 * 1024 + 1},
         "has no wgmma": {"wgmma": 0},
         "leaves 4 products to mma.sync": {"mma": 4},

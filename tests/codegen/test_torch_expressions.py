@@ -11,6 +11,7 @@ from attndsl.codegen.library import torch_floordiv, torch_floormod
 from attndsl.codegen.lines import Lines
 from attndsl.codegen.scope import Plainness
 
+import attndsl
 from attndsl.ir.nodes import Node, constant, index, make, scalar, size, topological
 
 Q, K = index("q"), index("k")
@@ -110,3 +111,38 @@ def test_floor_division_is_pythons_and_total(divide: Any) -> None:
             assert divide(x, y) == want
             assert int(divide(torch.tensor(x), y)) == want
             assert int(divide(x, torch.tensor(y))) == want
+
+
+WRAPPING = {
+    "comparison": ("mask k - q <= s * s * s * s * 8", ""),
+    "quotient": ("mask k - q <= (s * s * s * 5) // (s * s) and (s * s * s) % 1000 > 0", ""),
+    "negative": ("mask k - q <= -(s * s * s) and k + 2 > abs(s * s * s * s * 7)", ""),
+    "branch": ("mask k <= (q if s * s * s * s > s * s * s else q + 3)", ""),
+    "extremes": ("mask k <= q + min(s * s * s * s, 4) - max(s * s * s * 5, -3) % 7", ""),
+    "table": ("mask t[k] * s * s * s * s <= s * s * s * s * 8 + q", "t: int[Nk], "),
+    "index": (
+        "score score + u[s * s * s * s % 8] + u[(s * s * s * s * 8 + k) % 8]",
+        "u: float[8], ",
+    ),
+    "distance": ("score score + u[((q - k) * s * s * s + s * s * s * s * 5) % 8]", "u: float[8], "),
+    "float": ("output out * (float(s * s * s * s * 3) * 1e-19)", ""),
+    "sink": ("weights softmax(sink = float(s * s * s * 5) * 1e-19)", ""),
+}
+
+
+@pytest.mark.parametrize("s", [2**30 - 1, 1 - 2**30])
+@pytest.mark.parametrize("name", WRAPPING)
+def test_numbers_wrap_around_at_64_bits(name: str, s: int) -> None:
+    """As entries of tensors do: Python's ints have no end."""
+    statement, parameter = WRAPPING[name]
+    text = f"attention a({parameter}s: int):\n    {statement}\n"
+    attention = attndsl.compile(text=text, backend="torch")
+    query = torch.linspace(-1, 1, 2 * 9 * 8).reshape(1, 2, 9, 8).requires_grad_()
+    given = {"t": torch.arange(9) * 2**40, "u": torch.linspace(-1, 1, 8)}
+    given = {n: x for n, x in given.items() if f"{n}:" in parameter}
+    found, wanted = (
+        call(query, query, query, s=s, **given) for call in (attention, attention.reference)
+    )
+    torch.testing.assert_close(found, wanted)
+    gradients = [torch.autograd.grad(out.square().sum(), query) for out in (found, wanted)]
+    torch.testing.assert_close(*gradients)

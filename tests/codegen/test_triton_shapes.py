@@ -1,4 +1,5 @@
-"""Kernels that read by descriptors: values in Triton's interpreter, and what sm_90 makes of them.
+"""Described kernels, which read by descriptors: their values in Triton's interpreter, and what
+sm_90 makes of them.
 
 Also what all shapes share: spans of rows, shifts of tiles, and the order of programs.
 """
@@ -6,9 +7,7 @@ Also what all shapes share: spans of rows, shifts of tiles, and the order of pro
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -25,18 +24,22 @@ from attndsl.ir.nodes import index
 from attndsl.ir.program import Program
 from attndsl.plan import planner
 from attndsl.plan.budget import KERNELS, KernelName
-from attndsl.plan.kernel_plan import Config, KernelPlan, Request, Shape, Sizes
+from attndsl.plan.kernel_plan import Config, KernelPlan, Request, Sizes
 from attndsl.plan.planner import plan, table_sizes
-from attndsl.plan.shapes import may_describe, may_have_shape, may_specialise
+from attndsl.plan.shapes import may_describe
 from attndsl.report.requests import request_for
 from attndsl.runtime import cache
 from tests.codegen.compilers import EXAMPLES, Compilers, job_of, plan_of
 from tests.codegen.test_triton import CASES, Case, check, floats, ints
+from tests.oracle.compare import cast, difference, differentiate, is_softmax, oracle_function
+from tests.oracle.examples import FOLDER, NAMES, example_inputs
+from tests.oracle.examples import Sizes as ExampleSizes
 
-SIZES: dict[KernelName, tuple[Config, ...]] = {
-    "forward": (Config(128, 128, 4, 2), Config(128, 64, 4, 2)),
-    "backward_dq": (Config(128, 128, 4, 2), Config(128, 64, 4, 2), Config(128, 32, 4, 2)),
-    "backward_dkv": (Config(64, 128, 4, 2), Config(32, 128, 4, 2)),
+# Of a request for sm_90 with a head dimension of 128.
+DESCRIBED: dict[KernelName, Config] = {
+    "forward": Config(128, 128, 8, 2, "described"),
+    "backward_dq": Config(128, 64, 8, 2, "described"),
+    "backward_dkv": Config(64, 128, 8, 2, "described"),
 }
 ALIBI = "attention far(slope: float[H]):\n    mask k <= q\n    score score + slope[h] * (k - q)\n"
 KEYS = (
@@ -45,42 +48,39 @@ KEYS = (
 )
 
 
-def in_shape(shape: Shape, program: Program, request: Request) -> Sizes:
-    """The table's sizes, in another shape where a kernel may have it."""
+def described(program: Program, request: Request) -> Sizes:
+    """The table's sizes; kernels are described where they may be."""
     sizes = table_sizes.__wrapped__(program, request)
     for name in KERNELS:
-        config = replace(getattr(sizes, name), shape=shape)
-        if may_have_shape(program, request, name, config):
+        config = replace(getattr(sizes, name), shape="described")
+        if may_describe(program, request, name, config):
             sizes = replace(sizes, **{name: config})
     return sizes
 
 
 @pytest.fixture
-def shape() -> Shape:
-    return "specialised"
-
-
-@pytest.fixture
-def shapes(shape: Shape, monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
-    """Calls run kernels of a shape; those that ran modules with such."""
+def used(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Calls run described kernels; the names of those that modules had."""
     used: set[str] = set()
-
     modules: dict[tuple[str, Request], Any] = {}
 
     def cached(handle: str, program: Program, request: Request) -> Any:
         if (handle, request) not in modules:
             made = plan(program, request)
-            used.update(n for n in KERNELS if getattr(made, n).shape == shape)
+            used.update(n for n in KERNELS if getattr(made, n).shape == "described")
             text = cache.generate(program, request)
             path = cache.directory() / f"shapes_{len(modules)}_{abs(hash(text))}.py"
             modules[handle, request] = cache.load_module(path, text.encode())
         return modules[handle, request]
 
-    monkeypatch.setattr(planner, "table_sizes", partial(in_shape, shape))
+    monkeypatch.setattr(planner, "table_sizes", described)
     monkeypatch.setattr(cache, "module_of", cached)
-    yield used
+    return used
 
 
+# Examples that differ in form and strategy; the others are for the sweep.
+FEW = ("alibi", "duo_heads", "packed_documents", "sigmoid")
+ODD = ExampleSizes(batch=1, heads=3, key_heads=1, length=50, width=20, value_width=12)
 QUICK = [
     "grouped heads",
     "negative offset",
@@ -117,21 +117,81 @@ EXTRA = {
 }
 
 
-SHAPED: list[tuple[str, Shape]] = [(name, "specialised") for name in [*EXTRA, *QUICK]]
-SHAPED += [(name, "described") for name in ("far apart", "window, chunks, half", "normalize")]
+# Rows of the walked axis that are there in no multiple of four; some have no key, or their sequence
+# none; weights of rows that are not there would overflow.
+HUGE = "attention huge(bias: float[Nk]):\n    mask k <= q\n    score score + bias[k]\n"
+ROWS = {
+    "some without keys": Case(
+        "attention causal():\n    mask k <= q\n",
+        (2, 4, 2, 37, 53, 24, 16),
+        call={"k_offset": 9},
+    ),
+    "a sequence without keys": Case(
+        "attention all():\n    mask true\n",
+        (3, 4, 2, 35, 21, 16, 24),
+        call={"k_len": torch.tensor([21, 0, 5])},
+    ),
+    "offsets of each sequence": Case(
+        "attention band(w: int):\n    mask 0 <= q - k < w\n    weights normalize(score ** 2)\n",
+        (2, 4, 1, 33, 40, 16, 16),
+        {"w": 11},
+        {"q_offset": torch.tensor([0, 60]), "k_offset": torch.tensor([7, 30])},
+    ),
+    "large logits": Case(
+        HUGE, (2, 3, 1, 19, 33, 16, 16), {"bias": 500 + floats(33)}, {"k_offset": 2}
+    ),
+}
 
 
-@pytest.mark.parametrize(("name", "shape"), SHAPED)
-def test_values(name: str, shapes: set[str]) -> None:
+@pytest.mark.parametrize("name", [*EXTRA, *QUICK])
+def test_values(name: str, used: set[str]) -> None:
     check(EXTRA.get(name) or CASES[name])
-    assert shapes == set(KERNELS)
+    assert used == set(KERNELS)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_statistics_of_rows(name: str, used: set[str]) -> None:
+    """The kernel that walks over rows reads what they have by descriptors: heads begin at a
+    multiple of 16 bytes, and beyond the last row of a head lies another, or nothing."""
+    check(ROWS[name])
+    assert used == set(KERNELS)
+    program = attndsl.compile(text=ROWS[name].text).program
+    text = cache.generate(program, request_for(program, "interpreter", "float32", 16, 16))
+    assert "base_tiles.load" in text and "delta_tiles.load" in text
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("shape", ["described", "specialised"])
 @pytest.mark.parametrize("name", sorted(CASES.keys() - set(QUICK)))
-def test_more_values(name: str, shapes: set[str]) -> None:
+def test_more_values(name: str, used: set[str]) -> None:
     check(CASES[name])
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in FEW else pytest.param(n, marks=pytest.mark.sweep) for n in NAMES]
+)
+def test_examples(name: str, used: set[str]) -> None:
+    check_example(name)
+    assert used == set(KERNELS) or name not in FEW
+
+
+def check_example(name: str) -> None:
+    """Results and gradients of an example against the oracle."""
+    query, key, value, inputs = example_inputs(name, ODD)
+    given = {"query": query, "key": key, "value": value, **inputs.arguments}
+    text = (FOLDER / f"{name}.attn").read_text(encoding="utf-8")
+    wants_lse = is_softmax(text)
+    attention = attndsl.compile(text=text, backend="triton", **inputs.consts)
+    oracle = oracle_function(text, name, None, inputs.call)
+
+    def function(**given: Any) -> Any:
+        result = attention(**given, **inputs.call, return_lse=wants_lse)
+        return result if wants_lse else (result, None)
+
+    given = {n: cast(cast(x, torch.float32), torch.float64) for n, x in given.items()}
+    got = differentiate(function, {n: cast(x, torch.float32) for n, x in given.items()}, wants_lse)
+    want = differentiate(lambda **x: oracle(**x, **inputs.consts), given, wants_lse)
+    wrong = difference(got, want, 2e-3, 0.1)
+    assert not wrong, wrong
 
 
 @pytest.mark.parametrize("name", ["far apart", "row of keys"])
@@ -141,13 +201,13 @@ def test_peeled_values(name: str) -> None:
 
 
 @pytest.mark.parametrize("scale", [-0.3, 0.0])
-def test_scales(scale: float, shapes: set[str]) -> None:
+def test_scales(scale: float, used: set[str]) -> None:
     """The forward compares scores before they are scaled: the host moves a sign into query."""
     check(Case(CASES["grouped heads"].text, (1, 2, 1, 33, 40, 24, 16), call={"scale": scale}))
-    assert shapes == set(KERNELS)
+    assert used == set(KERNELS)
 
 
-def test_rows_that_share_memory(shapes: set[str]) -> None:
+def test_rows_that_share_memory(used: set[str]) -> None:
     """A descriptor expects that rows lie apart."""
     query, key, value = (floats(1, 1, 40, 16, seed=s).float() for s in (1, 2, 3))
     key = key[:, :, :1].expand(-1, -1, 40, -1)
@@ -155,10 +215,10 @@ def test_rows_that_share_memory(shapes: set[str]) -> None:
     torch.testing.assert_close(
         attention(query, key, value), attention.reference(query, key, value), atol=1e-5, rtol=1e-5
     )
-    assert "forward" in shapes
+    assert "forward" in used
 
 
-def test_a_single_row_has_the_stride_of_a_row(shapes: set[str]) -> None:
+def test_a_single_row_has_the_stride_of_a_row(used: set[str]) -> None:
     """A stride that no step is taken by may be anything, and a descriptor is made of it."""
     program = attndsl.compile(text=ALIBI).program
     request = request_for(program, "interpreter", "float32", 16, 16)
@@ -169,7 +229,7 @@ def test_a_single_row_has_the_stride_of_a_row(shapes: set[str]) -> None:
     assert module.attn_separate(apart) is apart
 
 
-def test_allocator_is_put_back(shapes: set[str]) -> None:
+def test_allocator_is_put_back(used: set[str]) -> None:
     """Triton's allocator is that of the user again, after a launch and after one that failed."""
 
     def mine(size: int, alignment: int, stream: int | None) -> Any:
@@ -197,106 +257,76 @@ def test_allocator_is_put_back(shapes: set[str]) -> None:
 
 def may(text: str, kernel: KernelName, config: Config, **request: Any) -> bool:
     program = attndsl.compile(text=text).program
-    asked = request_for(program, "sm_90", "bfloat16", 64, 64)
-    return may_specialise(program, replace(asked, **request), kernel, config)
+    asked = request_for(program, "sm_90", "bfloat16", 128, 128)
+    return may_describe(program, replace(asked, **request), kernel, config)
 
 
 def test_legality() -> None:
-    wide, narrow = SIZES["forward"]
     text = CASES["grouped heads"].text
-    assert may(text, "forward", wide)
-    for refused in (
-        {"target": "sm_80"},
-        {"target": "sm_100"},
-        {"target": "gfx942"},
-        {"dtype": "float32"},
-        {"unit_stride": False},
-        {"aligned": False},
-        {"head_dim": 60},
-        {"order": "boxes"},
-    ):
-        assert not may(text, "forward", wide, **refused), refused
-    for change in ({"num_warps": 8}, {"num_stages": 1}, {"block_m": 64}, {"block_n": 8}):
-        assert not may(text, "forward", replace(wide, **change)), change
-    longer = replace(wide, num_stages=3)
-    assert may(text, "forward", longer)
-    assert not may(text, "forward", longer, head_dim=128, value_dim=128)
-    by_column, by_row = KEYS, KEYS.replace("[B, Nk]", "[B, Nq]").replace("[b, k]", "[b, q]")
-    assert may(by_column, "forward", narrow) and not may(by_column, "forward", wide)
-    assert not may(by_column, "backward_dkv", Config(64, 128, 4, 2))
-    assert not may(by_row, "forward", narrow)
-    assert not may(KEYS.replace("bias[h, k]", "bias[h, q - k]"), "forward", narrow)
+    for name, config in DESCRIBED.items():
+        assert may(text, name, config) and may(KEYS, name, config)
+        for refused in (
+            {"target": "sm_80"},
+            {"target": "sm_100"},
+            {"target": "gfx942"},
+            {"dtype": "float32"},
+            {"unit_stride": False},
+            {"aligned": False},
+            {"head_dim": 60},
+            {"order": "boxes"},
+            {"head_dim": 256, "value_dim": 256},
+        ):
+            assert not may(text, name, config, **refused), refused
+        assert not may(text, name, replace(config, num_stages=6))
+        assert not may(KEYS.replace("bias[h, k]", "bias[h, q - k]"), name, config)
+
+
+def test_plans_refuse_what_may_not_be() -> None:
+    program = attndsl.compile(text=KEYS.replace("bias[h, k]", "bias[h, q - k]")).program
+    request = request_for(program, "sm_90", "bfloat16", 128, 128)
+    sizes = replace(table_sizes(program, request), forward=DESCRIBED["forward"])
+    with pytest.raises(AssertionError, match="may not have the shape"):
+        plan(program, replace(request, sizes=sizes))
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_100", "gfx942"])
 def test_other_targets_know_nothing_of_it(target: str) -> None:
     for path in EXAMPLES[:4]:
         text = load("attndsl.codegen", "triton").emit(plan_of(path, target, 64))
-        assert not re.search(r"warp_specialize|descriptor|attn_scratch", text)
+        assert not re.search(r"descriptor|attn_scratch", text)
 
 
-DESCRIBED: dict[KernelName, Config] = {
-    "forward": Config(128, 128, 8, 3, "described"),
-    "backward_dq": Config(128, 64, 8, 2, "described"),
-    "backward_dkv": Config(64, 128, 8, 2, "described"),
-}
-
-
-@pytest.mark.parametrize("text", [CASES["grouped heads"].text], ids=["causal"])
-def test_described_on_hopper(text: str, compilers: Compilers) -> None:
-    """Descriptors cost no registers: none of the largest tiles spills."""
-    program = attndsl.compile(text=text).program
-    request = request_for(program, "sm_90", "bfloat16", 128, 128)
-    assert all(may_describe(program, request, name, c) for name, c in DESCRIBED.items())
-    made = replace(plan(program, request), **DESCRIBED)
-    (kernels,) = compilers.compile_jobs([job_of(made, list(KERNELS))])
+def compile_described(made: KernelPlan, names: list[KernelName], compilers: Compilers) -> None:
+    """Each compiles, loads what its loop walks by descriptors, and fits."""
+    made = replace(made, **{name: DESCRIBED[name] for name in names})
+    (kernels,) = compilers.compile_jobs([job_of(made, names)])
     for kernel in kernels:
-        assert kernel.tma > 0 and kernel.wgmma > 0, kernel
-        # Statistics of the rows of the loop come by pointer.
-        assert kernel.cp_async == 0 or kernel.name == "backward_dkv", kernel
+        assert kernel.tma > 0 and kernel.wgmma > 0 and kernel.mma == 0, kernel
         assert kernel.spill_bytes == 0 and kernel.shared_bytes <= 227 * 1024, kernel
 
 
-def specialised_plans(made: KernelPlan) -> Iterator[tuple[KernelName, KernelPlan]]:
-    """The plan with each of its kernels in the other shape, where it may be so."""
-    for name, configs in SIZES.items():
-        for config in configs:
-            shaped = replace(config, shape="specialised")
-            if may_specialise(made.program, made.request, name, shaped):
-                yield name, replace(made, **{name: shaped})
-
-
-def compile_shapes(made: KernelPlan, compilers: Compilers, most: int = 99) -> None:
-    """Each compiles, in groups of warps, with products of warpgroups, and fits."""
-    for name, changed in list(specialised_plans(made))[:most]:
-        ((kernel,),) = compilers.compile_jobs([job_of(changed, [name])])
-        text = kernel.text("ttgir")
-        assert "warp_specialize" in text, kernel
-        assert kernel.wgmma > 0 and kernel.mma == 0 and kernel.tma > 0, kernel
-        assert kernel.shared_bytes <= 227 * 1024, kernel
-
-
-def test_lists_on_hopper(compilers: Compilers) -> None:
-    program = attndsl.compile(text=KEYS).program
-    made = plan(program, request_for(program, "sm_90", "bfloat16", 128, 128))
-    assert made.strategy == "lists"
-    compile_shapes(made, compilers, most=1)
-
-
-def test_plans_refuse_what_does_not_compile() -> None:
-    program = attndsl.compile(text=KEYS).program
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [(CASES["grouped heads"].text, list(KERNELS)), (KEYS, ["forward"])],
+    ids=["causal", "lists"],
+)
+def test_described_on_hopper(text: str, names: list[KernelName], compilers: Compilers) -> None:
+    """Descriptors cost no registers: none of the largest tiles spills."""
+    program = attndsl.compile(text=text).program
     request = request_for(program, "sm_90", "bfloat16", 128, 128)
-    shaped = replace(SIZES["forward"][0], shape="specialised")
-    sizes = replace(table_sizes(program, request), forward=shaped)
-    with pytest.raises(AssertionError, match="may not have the shape"):
-        plan(program, replace(request, sizes=sizes))
+    compile_described(plan(program, request), names, compilers)
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("head_dim", [64, 96, 128, 192, 256])
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
-def test_examples_on_hopper(path: Any, head_dim: int, compilers: Compilers) -> None:
-    compile_shapes(plan_of(path, "sm_90", head_dim), compilers)
+def test_examples_on_hopper(path: Any, compilers: Compilers) -> None:
+    """A head dimension of two chunks, which has descriptors for each."""
+    made = plan_of(path, "sm_90", 96)
+    names = [n for n, c in DESCRIBED.items() if may_describe(made.program, made.request, n, c)]
+    made = replace(made, **{name: DESCRIBED[name] for name in names})
+    for kernel in compilers.compile_jobs([job_of(made, names)])[0] if names else []:
+        assert kernel.tma > 0 and kernel.wgmma > 0 and kernel.mma == 0, kernel
+        assert kernel.shared_bytes <= 227 * 1024, kernel
 
 
 # -- spans and shifts ------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ def test_full_tiles_are_the_shorter_loop_in_either_order() -> None:
         lines += [".L_x_1:", PRODUCT, *second, "@P1 BRA `(.L_x_1)", "EXIT"]
         found = tile_loops(*read_sass(sass("\n".join(lines))))
         assert found.full is not None and found.partial is not None
-        assert (found.full.size, found.partial.size, found.loading) == (3, 4, None)
+        assert (found.full.size, found.partial.size) == (3, 4)
         assert found.full.multiply_adds == 64 * 128 * 16
 
 
@@ -135,31 +135,6 @@ def test_loops_around_loops_do_not_count() -> None:
     found = tile_loops(*read_sass(sass(text)))
     assert found.full is not None and found.partial is None
     assert found.full.size == 2  # without what fills space
-
-
-def test_warps_that_load_have_a_loop_of_their_own() -> None:
-    text = f"""
-        @P0 BRA `(.L_x_2)
-    .L_x_0:
-        UTMALDG.2D [UR8], [UR4]
-        @P1 BRA `(.L_x_0)
-        EXIT
-    .L_x_2:
-        @P2 BRA `(.L_x_4)
-    .L_x_3:
-        {PRODUCT}
-        @P1 BRA `(.L_x_3)
-        EXIT
-    .L_x_4:
-        {PRODUCT}
-        FADD R0, R0, R1
-        @P1 BRA `(.L_x_4)
-        EXIT
-    """
-    found = tile_loops(*read_sass(sass(text)))
-    assert found.full is not None and found.loading is not None
-    assert (found.full.size, found.partial, found.loading.size) == (3, None, 2)
-    assert found.loading.copies == 1
 
 
 def test_amdgcn() -> None:
@@ -181,3 +156,17 @@ forward:                                ; @forward
         "v_mfma_f32_32x32x8_bf16_1k",
         "s_cbranch_scc1",
     ]
+
+
+def test_what_is_spilled_in_a_loop() -> None:
+    text = f"""
+        STL [R1], R2
+    .L_x_0:
+        LDL R4, [R1+0x8]
+        {PRODUCT}
+        LDSM.16.M88.4 R8, [R3]
+        @P0 BRA `(.L_x_0)
+        EXIT
+    """
+    full = tile_loops(*read_sass(sass(text))).full
+    assert full is not None and full.spilled == 1

@@ -239,7 +239,7 @@ def test_sizes_that_may_not_be_are_not_launched(config: Config, requests: list[R
 def test_sizes_beyond_a_cards_memory_are_not_launched() -> None:
     attn = attndsl.compile("examples/causal.attn")
     wide = {"dtype": "bfloat16", "head_dim": 128, "value_dim": 128, "tensor_dtypes": ()}
-    found = Winner(Config(128, 128, 8, 3), 1.0, 2.0)
+    found = Winner(Config(128, 128, 4, 3), 1.0, 2.0)
     for target, fits in (("sm_90", True), ("sm_80", False)):
         place = place_of(attn, **wide)._replace(
             request=replace(place_of(attn, **wide).request, target=target)

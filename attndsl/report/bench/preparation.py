@@ -144,7 +144,8 @@ def preparation(
     attention: Attention, length: int, device: str, given: dict[str, Any]
 ) -> Callable[[], object]:
     """A call that prepares the mask as a forward does, and does nothing else."""
-    from attndsl.runtime.operators import module_for
+    from attndsl.runtime import cache
+    from attndsl.runtime.operators import request_of_call
 
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     query = torch.zeros(1, 1, length, 16, dtype=dtype, device=device)
@@ -152,17 +153,10 @@ def preparation(
     tensors = tuple(given[t.name] for t in program.tensors)
     scalars = {s.name: given[s.name] for s in program.scalars}
     inputs = (query, query, query)
-    module = module_for(
-        attention._handle,
-        program,
-        attention.backend,
-        *inputs,
-        tensors,
-        {},
-        (),
-        scalars,
-        (0, 0),
+    request = request_of_call(
+        *(program, attention.settings, *inputs, tensors, {}, (), scalars, (0, 0))
     )
+    module = cache.module_of(attention._handle, program, request)
     values = tuple(scalars.values())
     return lambda: module.run_spans(*inputs, 1.0, 0, 0, None, tensors, values)
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from attndsl.report.bench.measurement import Report, summary
 from attndsl.report.progress import Progress, progress
 from attndsl.report.trial import TOLERANCES, check_device, synchronize
+from attndsl.runtime import cache
 from attndsl.runtime.arguments import collect, pack, slots_of
 from attndsl.runtime.choosing.operator import choose
-from attndsl.runtime.operators import module_for, register
+from attndsl.runtime.operators import register, request_of_call
 from attndsl.transform.route import form_of, route
 
 if TYPE_CHECKING:
@@ -243,10 +244,10 @@ def parts_of(problem: Problem, repeats: int, device: str) -> tuple[float, float 
 
     made = chosen()
     every = (*tensors.values(), *made)
-    module = module_for(
-        *(register(routed), routed, problem.attention.backend, query, key, value),
-        *(every, {}, (), scalars, (0, 0)),
+    request = request_of_call(
+        *(routed, problem.attention.settings, query, key, value, every, {}, (), scalars, (0, 0))
     )
+    module = cache.module_of(register(routed), routed, request)
     call = (query, key, value, 1.0, 0, 0, None, every, tuple(scalars.values()))
 
     choosing = time_of(chosen, repeats, device)

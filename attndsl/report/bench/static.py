@@ -4,12 +4,12 @@ times, compiled for sm_90 without a GPU."""
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import attndsl
 from attndsl.diagnostics import ArgumentError
-from attndsl.plan.kernel_plan import Config, Sizes
+from attndsl.plan.kernel_plan import Config
 from attndsl.plan.planner import plan
 from attndsl.report.bench.measurement import Report
 from attndsl.report.compiled import peer
@@ -21,15 +21,9 @@ from attndsl.report.requests import request_for
 TARGET, DTYPE = "sm_90", "bfloat16"
 HEAD_DIMS = (64, 128)
 GROUP = 128  # threads of a group of warps that issues one `wgmma`
-# The other shape, beside the sizes of the table: tiles that do not spill.
-SPECIALISED = Sizes(
-    Config(128, 128, 4, 2, "specialised"),
-    Config(128, 64, 4, 2, "specialised"),
-    Config(64, 128, 4, 2, "specialised"),
-)
 CAUSAL = "attention causal():\n    mask k <= q\n"
-# Matrix products of a tile in forward, dq, dk with dv, and all gradients at once.
-PRODUCTS = {"forward": 2, "backward_dq": 3, "backward_dkv": 4, "backward_fused": 5}
+# Matrix products of a tile in forward, dq, and dk with dv.
+PRODUCTS = {"forward": 2, "backward_dq": 3, "backward_dkv": 4}
 # Instructions by what they are for, by the first words of their names.
 KINDS: dict[str, tuple[str, ...]] = {
     "ex2": ("MUFU.EX2",),
@@ -57,8 +51,7 @@ TITLES = (
 NOTES = (
     "tile: rows x columns, and stages. spilled, shared: bytes. loop: instructions in the loop over",
     "full tiles. per pair: what a thread issues for each of its pairs of a query and a key. The",
-    "columns after it are parts of `loop`; other: addresses, moves, counters. Where warps are",
-    "specialised the loop is that of the warps that compute, and it tests its pairs.",
+    "columns after it are parts of `loop`; other: addresses, moves, counters.",
     "FlexAttention: the templates of this torch for static shapes, in Inductor's default sizes.",
 )
 
@@ -121,8 +114,7 @@ def static(head_dims: Sequence[int] = HEAD_DIMS) -> Report:
     with progress(2 * len(head_dims)) as line:
         for head_dim in head_dims:
             line.step(f"attndsl, D {head_dim}")
-            found = [*own(head_dim), *own(head_dim, SPECIALISED)]
-            found += own(head_dim, names={"backward_fused"}, deterministic=False)
+            found = [*own(head_dim)]
             line.step(f"FlexAttention, D {head_dim}")
             found += theirs(head_dim)
             order = list(PRODUCTS)
@@ -131,18 +123,13 @@ def static(head_dims: Sequence[int] = HEAD_DIMS) -> Report:
     return Report("static", about, TITLES, tuple(rows), NOTES)
 
 
-def own(
-    head_dim: int,
-    sizes: Sizes | None = None,
-    names: Collection[str] = tuple(PRODUCTS),
-    deterministic: bool = True,
-) -> Iterator[Counted]:
-    """Our kernels of these names, in the sizes of the table unless others are given."""
+def own(head_dim: int) -> Iterator[Counted]:
+    """Our kernels, in the sizes of the table."""
     program = attndsl.compile(text=CAUSAL).program
     request = request_for(program, TARGET, DTYPE, head_dim, head_dim)
-    made = plan(program, replace(request, sizes=sizes, deterministic=deterministic))
+    made = plan(program, request)
     for kernel in compile_kernels(made):
-        if kernel.name not in names:
+        if kernel.name not in PRODUCTS:
             continue
         config = getattr(made, kernel.name)
         loop = tile_loops(*read_sass(kernel.text("sass"))).full

@@ -37,6 +37,7 @@ WORKER = "attndsl.report.compiled.worker"
 FIGURES = (
     "registers",
     "spill_bytes",
+    "loop_spills",
     "shared_bytes",
     "wgmma",
     "tma",
@@ -46,7 +47,6 @@ FIGURES = (
     "cp_async",
     "full_loop",
     "partial_loop",
-    "loading_loop",
     "num_warps",
     "num_stages",
 )
@@ -62,17 +62,19 @@ class CompiledKernel:
 
     asm           stage -> text, or bytes for "cubin" and "hsaco"
     registers     per thread; spill_bytes  stored to local memory per thread
+    loop_spills   instructions in the loop over full tiles that read or write these bytes
     shared_bytes  per block of threads
     wgmma, mma, tcgen05, mfma   matrix instructions: Hopper's, Ampere's, Blackwell's, AMD's
     tma, cp_async copies by descriptor; copies from global to shared memory that bypass registers
-    full_loop, partial_loop, loading_loop   instructions of the loop over full tiles, of that over
-                  tiles with tests, of that of warps that only load (`loops.py`); None without one
+    full_loop, partial_loop   instructions of the loop over full tiles, and of that over tiles with
+                  tests (`loops.py`); None without one
     """
 
     name: str
     target: str
     registers: int
     spill_bytes: int
+    loop_spills: int
     shared_bytes: int
     wgmma: int
     tma: int
@@ -82,7 +84,6 @@ class CompiledKernel:
     cp_async: int
     full_loop: int | None
     partial_loop: int | None
-    loading_loop: int | None
     num_warps: int
     num_stages: int
     asm: dict[str, str | bytes] = field(repr=False, compare=False)
@@ -268,9 +269,9 @@ def _describe(spec: KernelSpec, target: str, compiled: Any) -> CompiledKernel:
         name=spec.name,
         target=target,
         shared_bytes=int(compiled.metadata.shared),
+        loop_spills=loops.full.spilled if loops.full else 0,
         full_loop=size_of(loops.full),
         partial_loop=size_of(loops.partial),
-        loading_loop=size_of(loops.loading),
         num_warps=spec.num_warps,
         num_stages=spec.num_stages,
         asm=asm,

@@ -17,9 +17,10 @@ SASS_LINE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)([
 SASS_LABEL = re.compile(r"\.L_[\w.]+")
 AMDGCN_LINE = re.compile(r"^\s+([a-z]\w+)\b([^;/]*)")
 AMDGCN_LABEL = re.compile(r"\.LBB\w+")
-# Matrix instructions of all targets; copies by descriptor.
+# Matrix instructions of all targets.
 MATRIX = re.compile(r"[HQIBDO]?G?MMA\b|UTC\w*MMA\b|v_s?mfmac?_")
-COPIES = re.compile(r"UTMALDG\b")
+# Instructions that read or write what did not fit into registers.
+SPILLED = re.compile(r"(?:LDL|STL)\b|scratch_")
 SHAPE = re.compile(r"GMMA\.(\d+)x(\d+)x(\d+)")
 
 
@@ -64,9 +65,9 @@ class Loop:
         return sum(1 for i in self.instructions if i.is_matrix)
 
     @property
-    def copies(self) -> int:
-        """Copies by descriptor into shared memory."""
-        return sum(1 for i in self.instructions if COPIES.match(i.name))
+    def spilled(self) -> int:
+        """Instructions that read or write what did not fit into registers."""
+        return sum(1 for i in self.instructions if SPILLED.match(i.name))
 
     @property
     def mix(self) -> Counter[str]:
@@ -86,12 +87,10 @@ class TileLoops:
 
     full      over tiles whose pairs all take part; or the only one, where a kernel has one loop
     partial   over those that test their pairs
-    loading   of warps that only bring tiles into shared memory
     """
 
     full: Loop | None = None
     partial: Loop | None = None
-    loading: Loop | None = None
 
 
 def tile_loops(instructions: Sequence[Instruction], labels: dict[str, int]) -> TileLoops:
@@ -99,19 +98,11 @@ def tile_loops(instructions: Sequence[Instruction], labels: dict[str, int]) -> T
 
     Tiles are multiplied in the innermost loops with matrix instructions. Those over full tiles are
     the shorter ones, whatever their order: a partial tile takes all that a full one does, and
-    tests. `full` is the shortest and `partial` the longest. Where a loop copies by descriptor and
-    multiplies nothing, warps are specialised: then all others are one loop of the program, once
-    for each group of warps that has its part of the rows, and the longest stands for them.
+    tests. `full` is the shortest and `partial` the longest.
     """
-    found = loops(instructions, labels)
-    matrix = innermost([loop for loop in found if loop.matrix])
-    loading = innermost([loop for loop in found if loop.copies and not loop.matrix])
+    matrix = innermost([loop for loop in loops(instructions, labels) if loop.matrix])
     if not matrix:
         return TileLoops()
-    if loading:
-        return TileLoops(
-            max(matrix, key=lambda loop: loop.size), None, max(loading, key=lambda loop: loop.size)
-        )
     full = min(matrix, key=lambda loop: loop.size)
     rest = [loop for loop in matrix if loop is not full]
     return TileLoops(full, max(rest, key=lambda loop: loop.size) if rest else None)

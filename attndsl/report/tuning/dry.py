@@ -33,7 +33,8 @@ SHARERS: dict[KernelName, tuple[str, ...]] = {
 class Static:
     """What a candidate takes: the most of the kernels that have its sizes.
 
-    registers  of a thread; spill_bytes  of a thread, of all of them; shared_bytes  of a block
+    registers  of a thread; spill_bytes  of a thread, of all of them; loop_spills  instructions that
+    move them in the loop over full tiles; shared_bytes  of a block
     """
 
     kernel: KernelName
@@ -41,11 +42,12 @@ class Static:
     is_table: bool
     registers: int
     spill_bytes: int
+    loop_spills: int
     shared_bytes: int
 
     @property
     def is_dropped(self) -> bool:
-        return self.spill_bytes > 0
+        return self.loop_spills > 0
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,12 @@ def lines_of(rows: Sequence[Static]) -> Iterator[str]:
     yield from table(titles, figures, "  ").splitlines()
     dropped = sum(static.is_dropped and not static.is_table for static in rows)
     if dropped:
-        yield f"  {dropped} of {len(rows)} spill registers: they are not worth measuring"
+        yield f"  {dropped} of {len(rows)} spill registers in every tile: not worth measuring"
 
 
 def marks(static: Static) -> str:
     words = ["of the table"] if static.is_table else []
-    return ", ".join([*words, *(["dropped: it spills"] if static.is_dropped else [])])
+    return ", ".join([*words, *(["dropped: it spills in its loop"] if static.is_dropped else [])])
 
 
 def dry_run(
@@ -153,5 +155,6 @@ def static_of(
         is_table=is_table,
         registers=max(one.registers for one in compiled),
         spill_bytes=sum(one.spill_bytes for one in compiled),
+        loop_spills=sum(one.loop_spills for one in compiled),
         shared_bytes=max(one.shared_bytes for one in compiled),
     )
