@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint fmt types pytest sweep record test-triton-min test-gpu bench clean
+.PHONY: help setup demo test lint fmt types pytest sweep record test-triton-min test-gpu card bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -65,6 +65,9 @@ test-triton-min:  ## the tests with the oldest Triton supported (TRITON=3.6.0), 
 
 test-gpu: $(STAMP)  ## all examples on a CUDA GPU, in fp16 and bf16
 	@$(BIN)/python tests/gpu/run.py
+
+card: $(STAMP)  ## what only a CUDA GPU can say, in 9 minutes: tests, compute-sanitizer, benches, into card/
+	@$(BIN)/python tests/gpu/card.py -o card
 
 bench: $(STAMP)  ## measure it against its peers, all suites in their quick form, with all threads
 	@env -u OMP_NUM_THREADS $(BIN)/attndsl bench --quick

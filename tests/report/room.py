@@ -1,4 +1,4 @@
-"""What the lists of a generated module really take."""
+"""What the lists of a generated module really take, and sizes of tiles for plans of tests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ from typing import Any
 
 import torch
 from attndsl.codegen.triton.host import LIST_FUNCTIONS
+
+from attndsl.plan.kernel_plan import Config, Sizes
+
+Tile = tuple[int, int]  # queries and keys
+
+
+def sizes_of(forward: Tile, dq: Tile, dkv: Tile) -> Sizes:
+    """Sizes of kernels that have these tiles."""
+    return Sizes(*(Config(*tile, 8, 2) for tile in (forward, dq, dkv)))
 
 
 def bytes_of_lists(rows: int, tiles: int) -> int:

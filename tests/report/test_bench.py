@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from attndsl.cli import main
 from attndsl.report.bench import preparation, startup
 from attndsl.report.bench import routing as routing_bench
 from attndsl.report.bench.cases import Wish, chosen, core, cpu, decode, documents, window
+from attndsl.report.bench.command import stoppable
 from attndsl.report.bench.comparison import Comparison
 from attndsl.report.bench.measurement import Report
 from attndsl.report.bench.suites import SUITES, check
@@ -196,3 +200,11 @@ def test_a_wrong_wish_says_so_before_anything_runs(
     assert main(["bench", *words]) == 1
     out, err = capsys.readouterr()
     assert said in err and not out
+
+
+def test_a_request_to_end_stops_like_ctrl_c() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), stoppable():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    assert signal.getsignal(signal.SIGTERM) == before

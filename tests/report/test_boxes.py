@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,14 +13,15 @@ from torch import Tensor
 
 import attndsl
 from attndsl.plan.boxes import attn_box
-from attndsl.plan.kernel_plan import KernelPlan
+from attndsl.plan.kernel_plan import KernelPlan, Sizes
 from attndsl.report.requests import request_for
 from attndsl.report.tiles import boxes, lists, needed
 from attndsl.report.tiles.orders import plan_of_call
 from attndsl.report.tiles.visits import Visits, table_of_tiles, visits_of
 from attndsl.runtime import order
 from tests.oracle.examples import FOLDER
-from tests.report.room import bytes_of_lists
+from tests.report.conftest import GiveTiles
+from tests.report.room import bytes_of_lists, sizes_of
 from tests.report.test_explain import section
 from tests.report.test_visits import noise, run_counted, same, seen_by, shorten_lists
 
@@ -82,8 +84,11 @@ def always_boxes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     order._order.cache_clear()
 
 
-def planned(attention: attndsl.Attention, call: dict[str, Any]) -> KernelPlan:
+def planned(
+    attention: attndsl.Attention, call: dict[str, Any], sizes: Sizes | None = None
+) -> KernelPlan:
     request = request_for(attention.program, "sm_90", "bfloat16", 64, 64)
+    request = replace(request, sizes=sizes)
     plan, chosen = plan_of_call(attention.program, request, seen_by(attention, **call))
     assert chosen.name == plan.request.order == "boxes"
     return plan
@@ -150,7 +155,8 @@ def test_boxes_of_a_stride_that_fits_are_full() -> None:
 def test_full_boxes_that_reach_beyond_the_grid_are_masked() -> None:
     attention = attndsl.compile(text=FLAT.format(mask="abs(q.y - k.y) <= 99", more=""))
     call = {"B": 1, "H": 1, "Nq": 960, "Nk": 960, "height": 24, "width": 40}
-    forward = next(visits_of(planned(attention, call), seen_by(attention, **call)))
+    plan = planned(attention, call, sizes_of(*((128, 128),) * 3))
+    forward = next(visits_of(plan, seen_by(attention, **call)))
     assert forward.block == (128, 128)
     # 24 x 40 by boxes of 8 x 16: 3 x 2 of 3 x 3 are whole
     assert (forward.visited, forward.full) == (81, 9 * 6)
@@ -200,22 +206,26 @@ def test_kernels_with_short_lists_of_boxes_visit_what_is_said(
 # -- the order -------------------------------------------------------------------------------------
 
 
-def test_explain_says_boxes_where_they_pay() -> None:
+def test_explain_says_boxes_where_they_pay(give_tiles: GiveTiles) -> None:
+    give_tiles((128, 64), (128, 64), (32, 128))
     told = attndsl.compile(FOLDER / "gna.attn").explain(Nq=65536, Nk=65536, H=2)
     found = section(told, "order")
     assert "boxes of 8 x 16 queries and 8 x 8 keys of the grid y = 256, x = 256" in found
-    assert "compute 0.31 of the pairs" in found and "results come back in your order" in found
+    # A run of 128 queries reads 80 rows of pixels and 3 runs of 64 in each, a box 10 x 10 boxes.
+    assert f"compute {100 / 240:.2f} of the pairs" in found
+    assert "results come back in your order" in found
     assert "backward: boxes of 4 x 8 queries and 8 x 16 keys" in found
     assert "nothing is copied" in found and "reach beyond" not in found
     assert "q.y // stride" in told and "q // width" not in told
-    assert "25,600 of 262,144 tiles" in found
+    assert f"{512 * 100:,} of {512 * 1024:,} tiles" in found
     tiles = section(told, "tiles for")
     assert "102,400        102,400  102,400" in tiles
     place = "queries at y 128 .. 135, x 128 .. 143 reach 100 boxes of keys, 100 of them full"
     assert f"{place}, at y 96 .. 175, x 96 .. 175" in tiles
 
 
-def test_explain_says_why_not_boxes() -> None:
+def test_explain_says_why_not_boxes(give_tiles: GiveTiles) -> None:
+    give_tiles(*((128, 128),) * 3)
     told = attndsl.compile(FOLDER / "neighborhood_2d.attn").explain(Nq=3136, Nk=3136)
     found = section(told, "order")
     assert "linear: a tile is a run of positions, because" in found
@@ -234,7 +244,8 @@ def test_a_grid_of_unknown_extent_is_said_to_be() -> None:
 
 
 @pytest.mark.usefixtures("always_boxes")
-def test_what_boxes_need_and_cost() -> None:
+def test_what_boxes_need_and_cost(give_tiles: GiveTiles) -> None:
+    give_tiles((128, 64), (128, 64), (32, 128))
     attention = attndsl.compile(text=FLAT.format(mask=NEAR, more=""))
     told = attention.explain(Nq=600, Nk=600, H=2, Hk=1, D=64)
     needs = section(told, "boxes of queries")

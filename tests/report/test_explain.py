@@ -11,6 +11,7 @@ import attndsl
 from attndsl.report.explain import explain
 from attndsl.report.tiles import cost
 from tests.oracle.examples import FOLDER, NAMES, Sizes, example_inputs
+from tests.report.conftest import GiveTiles
 from tests.report.room import bytes_of_lists
 
 WINDOW = "attention a(window: int = 100):\n    mask 0 <= q - k < window"
@@ -42,7 +43,8 @@ def test_cases_that_the_call_decides_are_left_out() -> None:
     assert " if " not in told
 
 
-def test_several_segments_are_all_shown() -> None:
+def test_several_segments_are_all_shown(give_tiles: GiveTiles) -> None:
+    give_tiles(*((128, 128),) * 3)
     text = "attention a(near: int = 90):\n    mask k <= q and (k < 40 or q - k < near)"
     told = attndsl.compile(text=text).explain(Nq=1024, Nk=1024)
     ranges = section(told, "needed by a tile")
@@ -52,7 +54,8 @@ def test_several_segments_are_all_shown() -> None:
     assert "for example rows 512 .. 639 reach columns 0 .. 39 and 423 .. 639" in tiles
 
 
-def test_lists_say_why_and_what_they_cost() -> None:
+def test_lists_say_why_and_what_they_cost(give_tiles: GiveTiles) -> None:
+    give_tiles((128, 128), (128, 64), (64, 128))
     attention = attndsl.compile(text=DOCUMENTS)
     doc = torch.arange(2048)[None] // 300
     told = attention.explain(Nq=2048, Nk=2048, doc=doc)
@@ -78,7 +81,8 @@ def test_narrow_tables_are_widened_first() -> None:
         assert ("by position" in found) == (backend == "torch")
 
 
-def test_work_that_is_needed_and_done() -> None:
+def test_work_that_is_needed_and_done(give_tiles: GiveTiles) -> None:
+    give_tiles(*((128, 128),) * 3)
     told = attndsl.compile(text="attention a():\n    mask k <= q").explain(Nq=1024, Nk=1024, D=64)
     tiles = section(told, "tiles for")
     pairs = 1024 * 1025 // 2
@@ -136,7 +140,8 @@ def test_examples_at_their_sizes(name: str, backend: str) -> None:
         assert part in attention.explain(**sizes, **inputs.arguments, k_len=lengths, **offsets)
 
 
-def test_ten_million_tokens() -> None:
+def test_ten_million_tokens(give_tiles: GiveTiles) -> None:
+    give_tiles((64, 64), (64, 32), (32, 32))
     length = 10_000_000
     for text, call in (
         (WINDOW, {}),

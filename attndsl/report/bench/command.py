@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from attndsl.report.bench.cases import PEERS, Wish
@@ -38,7 +41,8 @@ def bench(wishes: Wishes) -> bool:
     wish, given = wish_of(wishes.given), frozenset(wishes.given)
     found: list[Outcome] = []
     for run in [check(name, wish, given) for name in wishes.suites or SUITES]:
-        found.append(run())
+        with stoppable():
+            found.append(run())
         if wishes.json != "-":
             print(("\n" if len(found) > 1 else "") + found[-1].text, flush=True)
         if isinstance(found[-1], Comparison) and found[-1].is_stopped:
@@ -52,6 +56,21 @@ def bench(wishes: Wishes) -> bool:
     if wishes.plot is not None:
         write(wishes.plot, [outcome for outcome in found if isinstance(outcome, Comparison)])
     return all(outcome.passed for outcome in found)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM, as `timeout` and schedulers of jobs send it, stops a suite as Ctrl-C does: it prints
+    and writes what it has."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def wish_of(given: Mapping[str, Any]) -> Wish:

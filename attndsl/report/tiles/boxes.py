@@ -18,7 +18,7 @@ from attndsl.runtime.blocks import as_bytes, bits_of, profile
 from attndsl.runtime.order import Tiles
 from attndsl.runtime.views import View
 
-MOST_TESTS = 1 << 22  # tiles that are looked at; of more, those of as many rows of tiles
+MOST_TESTS = 1 << 23  # tiles that are looked at; of more, those of as many rows of tiles
 AT_ONCE = 1 << 20
 FEWEST_LANES = 8
 

@@ -18,7 +18,7 @@ from attndsl.runtime.order import Tiles
 from attndsl.runtime.segments import Reach, reach_of
 from attndsl.runtime.views import View
 
-MOST_LANES = 1 << 17  # tiles of the own axis that are looked at, or as many of them
+MOST_LANES = 1 << 19  # tiles of the own axis that are looked at, or as many of them
 MOST_SIZED = 1 << 22  # of which as many are chosen by their sizes
 AT_ONCE = 1 << 15
 
