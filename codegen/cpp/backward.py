@@ -11,9 +11,10 @@ from attndsl.ir.nodes import is_const
 from attndsl.plan.kernel_plan import KernelPlan
 
 from ..scope import tensor_name
-from .backward_library import COLUMNS, DELTA, REWEIGH, ROOM, RUN
+from .backward_library import COLUMNS, DELTA, REWEIGH, ROOM, RUN, WIDTHS
 from .call import Fields
 from .forward import forward_roots, is_plain
+from .key_sums import KEY_SUMS, SHARING
 from .lines import CppLines
 from .source import write_source
 from .sums import Backward, has_dots, query_dtype, query_result, sums_of, tables_of, write_sums
@@ -73,9 +74,6 @@ def backward_source(plan: KernelPlan, sizes: tuple[int, int]) -> tuple[str, Fiel
         add_delta_fields(fields)
     for name in ("parts", "copies"):
         fields.add_int(name, name)
-    fields.add_result("A", "key_sums")
-    fields.add_result("A", "value_sums")
-    fields.add("int64_t *", "reach", "reach.data_ptr()")
     fields.add("R *", "grad_query", f"{query_result(made)}.data_ptr()")
     fields.add_result("T", "grad_key")
     fields.add_result("T", "grad_value")
@@ -88,11 +86,12 @@ def backward_source(plan: KernelPlan, sizes: tuple[int, int]) -> tuple[str, Fiel
     helpers = CppLines()
     if plan.form == "softmax":
         helpers.add(REWEIGH)
-    helpers.add(COLUMNS)
+    helpers.add(COLUMNS, WIDTHS, KEY_SUMS)
     tiles = "".join(f"    A {name}[ROWS * WIDTH];\n" for name in made.tiles)
     dots = "    A dots[ROWS * D];\n" if has_dots(made.sums) else ""
     helpers.add(ROOM.replace("TILES\n", tiles + dots).rstrip("\n"))
     methods = CppLines()
+    methods.add(SHARING)
     if plan.form != "elementwise" and finds_delta(plan):
         methods.add(DELTA)
     write_visit(methods, plan, fields)
@@ -142,7 +141,7 @@ def write_body(lines: CppLines, made: Backward) -> None:
         "size_Nq);",
         "pack_rows<DV, VALUES>(room.grad_rows, grad_at, grad_rows_n, start, rows, size_Nq);",
         "for (int64_t n = 0; n < rows * WHOLE; ++n) room.found[n] = 0;",
-        "(void)score_factor, (void)copy, (void)first_row;",
+        "(void)score_factor, (void)item, (void)copy, (void)first_row;",
     )
     if has_dots(made.sums):
         lines.add("for (int64_t n = 0; n < rows * D; ++n) room.dots[n] = 0;")
@@ -184,6 +183,8 @@ def write_chunk(lines: CppLines, made: Backward) -> None:
         "const int64_t count = end - first, whole = rounded_up(count, LANES);",
         "const int32_t k_first = (int32_t)(first + k_start(batch));",
         "(void)k_first, (void)is_full;",
+        "KeySums &key_sums = *room.key_sums;",
+        "key_sums.extend(end);",
         "const Operands with = operands(room, batch, key_head, first, end);",
         "product_panels<DEPTH>(room.query, rows, with.keys, with.skipped, count, room.scores);",
     )
@@ -195,7 +196,7 @@ def write_chunk(lines: CppLines, made: Backward) -> None:
     lines.add(
         "const Element *left = as_columns(room.scores, room.left, rows, count);",
         "product(left, 1, WIDTH, count, room.grad_rows, VALUES, VALUES, (rows + PER - 1) / PER, "
-        "value_sums + (item * size_Nk + first) * VALUES, VALUES, true);",
+        "key_sums.values_at(first), VALUES, true);",
     )
     if made.sums:
         write_sums(lines, made)
@@ -205,7 +206,7 @@ def write_chunk(lines: CppLines, made: Backward) -> None:
     lines.add(
         "left = as_columns(room.adjoints, room.left, rows, count);",
         "product(left, 1, WIDTH, count, room.query_rows, WHOLE, WHOLE, (rows + PER - 1) / PER, "
-        "key_sums + (item * size_Nk + first) * WHOLE, WHOLE, true);",
+        "key_sums.keys_at(first), WHOLE, true);",
         "left = as_elements(room.adjoints, room.left, rows, count);",
         "product(left, WIDTH / PER, 1, rows, with.key_rows, with.key_stride, WHOLE, "
         "(count + PER - 1) / PER, "

@@ -38,13 +38,16 @@ static inline const Element *as_columns(A *weights, Element *room, int64_t rows,
 }
 """
 
-ROOM = """\
+WIDTHS = """\
 enum : int64_t { WHOLE = (D + LANES - 1) / LANES * LANES, DEPTH_V = (DV + PER - 1) / PER };
+"""
 
-// What one thread works with: a tile's queries and gradients of results as the left sides of
-// products, and as right sides; weights and adjoints of pairs; what the tile adds to the query's
-// gradient.
+ROOM = """\
+// What one thread works with: the sums of its item; a tile's queries and gradients of results as
+// the left sides of products, and as right sides; weights and adjoints of pairs; what the tile adds
+// to the query's gradient.
 struct Room {
+    KeySums *key_sums;
     Element query[ROWS * DEPTH], grad[ROWS * DEPTH_V];
     Element query_rows[ROWS * WHOLE], grad_rows[ROWS * VALUES];
     A scores[ROWS * WIDTH], adjoints[ROWS * WIDTH];
@@ -56,64 +59,32 @@ TILES
 """
 
 RUN = """\
-// Copy `copy` of the tables' gradients has the items copy, copy + copies, ... Those with the last
-// queries come first: under a causal mask they have the most keys.
-void run(Room &room, int64_t number) const {
-    const int64_t copy = copies - 1 - number;
-    for (int64_t item = copy; item < size_B * size_H * parts; item += copies)
-        run_item(room, item, copy);
+// With one copy of the tables' gradients, one thread has all items.
+bool run(Room &room, int64_t first) const {
+    for (int64_t number = first; number < all_items(); number += copies)
+        if (!run_item(room, number)) return false;
+    return true;
 }
 
-void run_item(Room &room, int64_t item, int64_t copy) const {
-    const int64_t head = item % (size_B * size_H), part = item / (size_B * size_H);
+// The last queries come first: under a causal mask they have the most keys.
+bool run_item(Room &room, int64_t number) const {
+    const int64_t key_head = number / group(), place = number % group();
+    const int64_t head = key_head * size_G + place % size_G, part = parts - 1 - place / size_G;
+    const int64_t item = part * size_B * size_H + head, b = head / size_H, h = head % size_H;
     const int64_t tiles = (size_Nq + ROWS - 1) / ROWS;
     const int64_t begin = tiles * part / parts, stop = tiles * (part + 1) / parts;
-    const int64_t b = head / size_H, h = head % size_H;
-    int64_t lo = size_Nk, hi = 0;
-    const auto widen = [&](int64_t first, int64_t end, bool) {
-        lo = less(lo, first);
-        hi = greater(hi, end);
-    };
+    int64_t lo = size_Nk;
+    const auto widen = [&](int64_t first, int64_t, bool) { lo = less(lo, first); };
     for (int64_t at = begin; at < stop; ++at)
         visit(b, h, at * ROWS, less((at + 1) * ROWS, size_Nq), widen);
-    hi = greater(lo, hi);
-    reach[2 * item] = lo;
-    reach[2 * item + 1] = hi;
-    if (lo < hi) {
-        memset(key_sums + (item * size_Nk + lo) * WHOLE, 0, (hi - lo) * WHOLE * sizeof(A));
-        memset(value_sums + (item * size_Nk + lo) * VALUES, 0, (hi - lo) * VALUES * sizeof(A));
-    }
-    for (int64_t at = begin; at < stop; ++at) tile(b, h, at, item, copy, room);
+    room.key_sums = take(lo);
+    if (!room.key_sums) return false;
+    for (int64_t at = begin; at < stop; ++at) tile(b, h, at, item, item % copies, room);
+    leave(number, room.key_sums);
+    return true;
 }
 
 int64_t items() const { return copies; }
-
-// Adds up what the items have for one block of keys.
-void finish(int64_t block) const {
-    const int64_t blocks = (size_Nk + PANEL - 1) / PANEL, head = block / blocks;
-    const int64_t first = block % blocks * PANEL, end = less(first + PANEL, size_Nk);
-    for (int64_t n = first; n < end; ++n) {
-        add_items<D, WHOLE>(grad_key + (head * size_Nk + n) * D, key_sums, head, n, (A)given_scale);
-        add_items<DV, VALUES>(grad_value + (head * size_Nk + n) * DV, value_sums, head, n, 1);
-    }
-}
-
-template <int64_t COUNT, int64_t STRIDE>
-void add_items(T *to, const A *sums, int64_t key_head, int64_t n, A factor) const {
-    A total[STRIDE] = {};
-    for (int64_t part = 0; part < parts; ++part)
-        for (int64_t g = 0; g < size_G; ++g) {
-            const int64_t item = part * size_B * size_H + key_head * size_G + g;
-            if (n < reach[2 * item] || n >= reach[2 * item + 1]) continue;
-            const A *const row = sums + (item * size_Nk + n) * STRIDE;
-            for (int64_t d = 0; d < STRIDE; ++d) total[d] += row[d];
-        }
-    for (int64_t d = 0; d < COUNT; ++d) narrow(to[d], total[d] * factor);
-}
-
-int64_t finishes() const {
-    return size_B * size_Hk * ((size_Nk + PANEL - 1) / PANEL);
-}
 
 // Packs PANEL keys, as rows and transposed, and values, transposed.
 void pack(int64_t block) const {

@@ -109,10 +109,15 @@ void multiply_values(const Element *weights, int64_t rows, Element *room, int64_
 """
 
 RUN = """\
-void run(Room &room, int64_t item) const {
+bool begin() const { return true; }
+
+void end() const {}
+
+bool run(Room &room, int64_t item) const {
     const int64_t tiles = (size_Nq + ROWS - 1) / ROWS;
     // The last tile comes first: under a causal mask it has the most keys.
     tile(item / tiles / size_H, item / tiles % size_H, tiles - 1 - item % tiles, room);
+    return true;
 }
 
 int64_t items() const { return size_B * size_H * ((size_Nq + ROWS - 1) / ROWS); }

@@ -138,13 +138,8 @@ def write_sums(lines: Lines, made: Backward, tables: list[str]) -> None:
         "tiles = -(-size_Nq // ROWS)",
         f"parts = max(1, min(-(-{ITEMS} // max(size_B * size_H, 1)), tiles))",
         "items = copies = size_B * size_H * parts",
-        "key_sums = query.new_empty(items * size_Nk * -(-size_D // LANES) * LANES, "
-        "dtype=ACCUMULATOR)",
-        "value_sums = query.new_empty(items * size_Nk * -(-size_Dv // LANES) * LANES, "
-        "dtype=ACCUMULATOR)",
         "grad_key = query.new_empty(key.shape)",
         "grad_value = query.new_empty(value.shape)",
-        "reach = torch.empty((items, 2), dtype=torch.int64)",
     )
     if not is_query_whole(made):
         lines.add("grad_by_score = torch.empty_like(grad_query)")

@@ -86,6 +86,9 @@ static void product_columns(const Element *x, int64_t x_row, int64_t x_step, int
     for (; i + 3 <= rows; i += 3)
         product_block<3, VECTORS>(x + i * x_row, x_row, x_step, y, y_step, count,
                                   sums + i * sums_row, sums_row, adds);
+    for (; i + 2 <= rows; i += 2)
+        product_block<2, VECTORS>(x + i * x_row, x_row, x_step, y, y_step, count,
+                                  sums + i * sums_row, sums_row, adds);
     for (; i < rows; ++i)
         product_block<1, VECTORS>(x + i * x_row, x_row, x_step, y, y_step, count,
                                   sums + i * sums_row, sums_row, adds);

@@ -100,6 +100,10 @@ ENTRY = """\
 extern "C" int NAME(const int64_t *ints, const double *floats) {
     Call call;
 READING
+    if (!call.begin()) {
+        call.end();
+        return 1;
+    }
     int failed = 0;
 #pragma omp parallel num_threads((int)call.threads) if (call.threads > 1) reduction(| : failed)
     {
@@ -109,11 +113,12 @@ READING
         for (int64_t block = 0; block < call.blocks(); ++block) call.pack(block);
 #pragma omp for schedule(dynamic)
         for (int64_t item = 0; item < call.items(); ++item)
-            if (!failed) call.run(*(Room *)place, item);
+            if (!failed) failed = !call.run(*(Room *)place, item);
 #pragma omp for schedule(dynamic, 4)
         for (int64_t block = 0; block < call.finishes(); ++block) call.finish(block);
         free(place);
     }
+    call.end();
     return failed;
 }
 """

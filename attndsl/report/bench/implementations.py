@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 import attndsl
-from attndsl.plan.planner import plan as make_plan
 from attndsl.report.bench import dense
 from attndsl.report.bench.cases import Case
 from attndsl.report.bench.inputs import Inputs
 from attndsl.report.bench.masks import PROGRAMS
 from attndsl.report.bench.pairs import arguments_of
-from attndsl.report.requests import request_for, target_here
 from attndsl.runtime.attention import Attention
 from attndsl.runtime.engines import has_compiler
 
@@ -64,31 +62,16 @@ def ours(
     """attndsl as it comes, which takes sizes that `attndsl tune` has stored; and beside it
     variants of VARIANTS, those that the device has unless given."""
     yield OURS, functools.partial(variant, name=OURS, choice={})
-    if variants is None:
-        variants = ("fast",)
-        if device == "cpu":  # where without a compiler the default is PyTorch itself
-            variants = ("torch",) if has_compiler() else ()
+    if variants is None:  # on a CPU without a compiler the default is PyTorch itself
+        variants = ("torch",) if device == "cpu" and has_compiler() else ()
     for name in variants:
         shown, choice = VARIANTS[name]
         yield shown, functools.partial(variant, name=shown, choice=choice)
 
 
 def variant(case: Case, device: str, name: str, choice: dict[str, Any]) -> Implementation:
-    if choice == {"deterministic": False} and not differs(case):
-        raise Refused("its plan is the same, or it has no backward here")
     attention = attndsl.compile(text=PROGRAMS, name=case.mask.program, **choice)
     return compiled(case, name, attention)
-
-
-def differs(case: Case) -> bool:
-    """Whether the plan of the backward is another where results may differ from run to run."""
-    if not case.backward:
-        return False
-    attention = attndsl.compile(text=PROGRAMS, name=case.mask.program)
-    program, width = attention.program, case.shape.width
-    request = request_for(program, target_here(attention), case.dtype, width, width)
-    loose = make_plan(program, replace(request, deterministic=False))
-    return replace(loose, request=request) != make_plan(program, request)
 
 
 def compiled(case: Case, name: str, attention: Attention) -> Implementation:
