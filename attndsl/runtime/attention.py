@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from attndsl.runtime.engines import refusal_of
 from attndsl.runtime.settings import DEFAULTS, Settings, check_choice, parse
 from attndsl.transform.route import used_selects
 
+TARGETS = re.compile(r"sm_(?:[89]\d|1\d\d)|gfx\w{3,4}|interpreter")
 DTYPE_NAMES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
 # Tables are taken to be as wide as they usually are: a learned one in float32, ids in int32.
 TABLE_DTYPES = {"float": "float32", "int": "int32", "bool": "bool"}
@@ -334,6 +336,9 @@ class Attention:
             backend = "triton" if self.backend == "auto" else self.backend
         check_choice("kind", kind, ("forward", "backward"))
         check_choice("backend", backend, ("triton", "torch", "cpp"))
+        if not TARGETS.fullmatch(target):
+            expected = '"sm_80", "sm_90" or a later one, or a "gfx942"'
+            raise ArgumentError(f"target: expected {expected}; got {target!r}")
         name = str(dtype).removeprefix("torch.")
         name = DTYPE_NAMES.get(name, name)
         widths = tuple(DTYPE_NAMES.values())

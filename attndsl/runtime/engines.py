@@ -54,7 +54,7 @@ def require(program: Program, query: Tensor, value: Tensor) -> None:
     if not reason and (failure := failure_of_trial()):
         reason = (
             "it needs a C++ compiler with OpenMP: install g++ or clang++, or name one in "
-            f"ATTNDSL_CXX (which is not to be empty); {failure.splitlines()[0]}"
+            f"ATTNDSL_CXX; {failure.splitlines()[0]}"
         )
     if reason:
         raise ArgumentError(f'backend="cpp": {reason}; use backend="torch"')

@@ -21,7 +21,8 @@ INDEX_NODES: dict[str, Node] = {name: index(name) for name in (*INDICES, "d")}
 SIZE_NODES: dict[str, Node] = {name: size(name) for name in SIZES}
 VECTORS = ("query", "key", "value")
 CALL_ARGUMENTS = ("scale", "q_offset", "k_offset", "k_len", "return_lse")
-COMPILE_ARGUMENTS = ("path", "name", "text", "backend")  # a const is given beside them
+# A const is given beside them.
+COMPILE_ARGUMENTS = ("path", "name", "text", "backend", "tune", "deterministic")
 VALUES = frozenset((*INDEX_NODES, *SIZE_NODES, *CONSTANTS, "score", "out"))
 RESERVED = VALUES | frozenset(VECTORS) | frozenset(CALL_ARGUMENTS) | FUNCTION_NAMES
 

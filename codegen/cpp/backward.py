@@ -184,7 +184,7 @@ def write_chunk(lines: CppLines, made: Backward) -> None:
         "const int32_t k_first = (int32_t)(first + k_start(batch));",
         "(void)k_first, (void)is_full;",
         "KeySums &key_sums = *room.key_sums;",
-        "key_sums.extend(end);",
+        "const bool adds = key_sums.open(first, end);",
         "const Operands with = operands(room, batch, key_head, first, end);",
         "product_panels<DEPTH>(room.query, rows, with.keys, with.skipped, count, room.scores);",
     )
@@ -196,17 +196,18 @@ def write_chunk(lines: CppLines, made: Backward) -> None:
     lines.add(
         "const Element *left = as_columns(room.scores, room.left, rows, count);",
         "product(left, 1, WIDTH, count, room.grad_rows, VALUES, VALUES, (rows + PER - 1) / PER, "
-        "key_sums.values_at(first), VALUES, true);",
+        "key_sums.values_at(first), VALUES, adds);",
     )
     if made.sums:
         write_sums(lines, made)
     if not has_raw_gradient(plan):
+        lines.add("if (!adds) memset(key_sums.keys_at(first), 0, count * WHOLE * sizeof(A));")
         return
     write_slopes(lines, made)
     lines.add(
         "left = as_columns(room.adjoints, room.left, rows, count);",
         "product(left, 1, WIDTH, count, room.query_rows, WHOLE, WHOLE, (rows + PER - 1) / PER, "
-        "key_sums.keys_at(first), WHOLE, true);",
+        "key_sums.keys_at(first), WHOLE, adds);",
         "left = as_elements(room.adjoints, room.left, rows, count);",
         "product(left, WIDTH / PER, 1, rows, with.key_rows, with.key_stride, WHOLE, "
         "(count + PER - 1) / PER, "

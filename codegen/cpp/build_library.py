@@ -49,6 +49,14 @@ def attn_compiler() -> tuple[str, ...]:
     return (os.path.abspath(found), *rest) if found else ()
 
 
+def attn_why_none() -> str:
+    """Why there is no compiler."""
+    for name in ("ATTNDSL_CXX", "CXX"):
+        if name in os.environ:
+            return f"{name} is {os.environ[name]!r}, which names no program"
+    return "there is no c++, g++ or clang++"
+
+
 @functools.cache
 def attn_cpu() -> str:
     """What tells CPUs with other instructions apart."""
@@ -89,10 +97,7 @@ def attn_build(source: str, folder: pathlib.Path, flags: tuple[str, ...]) -> pat
     no compiler, or it fails; OSError where the folder cannot be written."""
     compiler = attn_compiler()
     if not compiler:
-        raise RuntimeError(
-            "the C++ engine needs a C++ compiler and found none: install g++ or clang++, or name "
-            'one in ATTNDSL_CXX; or compile the attention with backend="torch"'
-        )
+        raise RuntimeError(f"no C++ compiler: {attn_why_none()}")
     flags = ("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", *attn_target_flags(), *flags)
     parts = (source, " ".join(flags), attn_version(compiler), attn_cpu())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -122,10 +127,13 @@ def attn_compile(
         if done.returncode:
             said = (done.stderr or done.stdout).splitlines()[:40]
             first = next((line for line in said if "error" in line.lower()), "".join(said[:1]))
+            first = first.strip() or f"{command[0]} ended with {done.returncode} and said nothing"
             raise RuntimeError(
-                f"the C++ compiler failed on a generated source: {first.strip()}\n"
+                f"the C++ compiler failed on a generated source: {first}\n"
                 f"the command was\n    {shlex.join(command)}\n" + "\n".join(said)
             )
+        if not built.is_file():
+            raise RuntimeError(f"the C++ compiler {command[0]} wrote no library, and said it had")
         digest = pathlib.Path(place, "seal")
         digest.write_text(hashlib.sha256(built.read_bytes()).hexdigest())
         os.replace(built, library)

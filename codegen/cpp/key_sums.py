@@ -19,6 +19,15 @@ struct KeySums {
 
     A *values_at(int64_t n) const { return values + (n - lo) * VALUES; }
 
+    // Makes room for keys first .. end - 1; whether there are sums to add to. Where there are none,
+    // those of all these keys and values have to be written.
+    bool open(int64_t first, int64_t end) {
+        const bool adds = first < hi;
+        extend(adds ? end : first);
+        hi = greater(hi, end);
+        return adds;
+    }
+
     // Reaches to `end` at the least, by sums of 0.
     void extend(int64_t end) {
         if (end <= hi) return;

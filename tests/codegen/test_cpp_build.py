@@ -41,8 +41,25 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(attndsl.ArgumentError, match='needs a C\\+\\+ compiler.*backend="torch"'):
         attention(*inputs())
     assert engine_of_call(CAUSAL, inputs()[0]) == "torch"
-    with pytest.raises(RuntimeError, match="found none"):
+    with pytest.raises(RuntimeError, match="no C.. compiler"):
         build_library.attn_build(SOURCE, Path("."), ())
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("true", "wrote no library"),
+        ("false", "ended with 1 and said nothing"),
+        ("nonsense", "CXX is 'nonsense', which names no program"),
+    ],
+)
+def test_a_compiler_that_is_none(
+    command: str, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("ATTNDSL_CXX", raising=False)
+    monkeypatch.setenv("CXX", command)
+    with pytest.raises(RuntimeError, match=reason):
+        build_library.attn_build(SOURCE, tmp_path, ())
 
 
 @pytest.mark.usefixtures("compiler")

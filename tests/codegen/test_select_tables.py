@@ -229,7 +229,7 @@ def spans_of(program: Program, case: Case, given: Mapping[str, Any]) -> Any:
     return module["run_spans"](query, key, value, 0.5, *places, tensors, scalars)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.data())
 def test_any_sizes(data: st.DataObject) -> None:
     """Random sizes, blocks, groups, offsets and lengths, in the engine on CPU."""

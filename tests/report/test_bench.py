@@ -208,3 +208,18 @@ def test_a_request_to_end_stops_like_ctrl_c() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--json", "/nowhere/at/all.json"], "json: there is no folder for"),
+        (["--plot", "/nowhere/at/all.svg"], "plot: there is no folder for"),
+        (["--lengths", "1"], "lengths: at least 16 tokens"),
+    ],
+)
+def test_what_cannot_end_well_does_not_begin(
+    options: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "core", "--device", "cpu", *options]) == 1
+    assert reason in capsys.readouterr().err

@@ -112,6 +112,8 @@ def test_source_runs_by_itself() -> None:
         {"head_dim": 0},
         {"head_dim": 300},
         {"value_dim": 2.0},
+        {"target": "sm_70"},
+        {"target": "nonsense"},
     ],
 )
 def test_wrong_source(arguments: dict[str, Any]) -> None:
@@ -140,3 +142,10 @@ def test_import_brings_only_torch() -> None:
     ]
     assert results[0].returncode == 0, results[0].stderr
     assert results[0].stdout == results[1].stdout
+
+
+@pytest.mark.parametrize("name", ["backend", "tune", "deterministic"])
+def test_a_const_has_no_name_that_compile_takes(name: str) -> None:
+    text = f"attention a({name}: const int = 3):\n    mask q - k < {name}\n"
+    with pytest.raises(attndsl.ProgramError, match="E102"):
+        attndsl.compile(text=text)

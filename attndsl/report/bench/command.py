@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from attndsl.diagnostics import ArgumentError
 from attndsl.report.bench.cases import PEERS, Wish
 from attndsl.report.bench.comparison import Comparison
 from attndsl.report.bench.measurement import Outcome
@@ -18,6 +19,7 @@ from attndsl.report.bench.plot import check_name, write
 from attndsl.report.bench.suites import SUITES, check, device_here, listing
 
 __all__ = ["Wishes", "bench", "listing"]
+FEWEST = 16  # tokens
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ def bench(wishes: Wishes) -> bool:
     """Whether all suites passed. Raises ArgumentError before anything runs where it can."""
     if wishes.plot is not None:
         check_name(wishes.plot)
+    for name, file in (("json", wishes.json), ("plot", wishes.plot)):
+        if file not in (None, "-") and not Path(file).absolute().parent.is_dir():
+            raise ArgumentError(f"{name}: there is no folder for {file}")
     wish, given = wish_of(wishes.given), frozenset(wishes.given)
     found: list[Outcome] = []
     for run in [check(name, wish, given) for name in wishes.suites or SUITES]:
@@ -75,6 +80,10 @@ def stoppable() -> Iterator[None]:
 
 def wish_of(given: Mapping[str, Any]) -> Wish:
     lengths, dtypes = given.get("lengths"), given.get("dtype")
+    if lengths and min(lengths) < FEWEST:
+        raise ArgumentError(
+            f"lengths: at least {FEWEST} tokens; of fewer, gradients are all rounding"
+        )
     return Wish(
         device=given.get("device") or device_here(),
         lengths=tuple(lengths) if lengths else None,

@@ -127,7 +127,7 @@ def row_of(entry: Entry, beside: Sequence[Entry], factor: float) -> tuple[object
         cells.append(ratio(entry, ours, name))
     cells.append(entry.steepness)
     forward = entry.passes.get("forward")
-    host = forward.host_ms if forward and forward.host_ms != forward.ms else None
+    host = forward.host_ms if forward else None
     peak = None if entry.peak_bytes is None else entry.peak_bytes / 1e6
     return (*cells, host, entry.prepare_ms, entry.first_s, peak)
 

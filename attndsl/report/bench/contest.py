@@ -215,7 +215,8 @@ class Contest:
         for name, times in runner.times.items():
             counted = times[1:]
             ms, spread = summary([time.work for time in counted])
-            host = median(time.host for time in counted)
+            is_apart = torch.device(self.device).type != "cpu"
+            host = median(time.host for time in counted) if is_apart else None
             runner.entry.passes[name] = Figure(ms, spread, host)
         prepare = runner.made.prepare
         if prepare is not None:

@@ -15,11 +15,11 @@ FLOPS = {"forward": 4.0, "backward": 10.0}
 @dataclass(frozen=True)
 class Figure:
     """Milliseconds of one pass: median and spread (the largest less the smallest) of the work, and
-    the median of what the host was busy for."""
+    the median of what the host was busy for; None where that is the work itself."""
 
     ms: float
     spread_ms: float
-    host_ms: float
+    host_ms: float | None
 
 
 @dataclass
