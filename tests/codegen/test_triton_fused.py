@@ -12,6 +12,7 @@ import torch
 
 import attndsl
 from attndsl.backend import load
+from attndsl.plan.configs import work_of
 from attndsl.plan.kernel_plan import Config, KernelPlan, Request, Sizes
 from attndsl.plan.planner import plan, table_sizes
 from attndsl.report.compiled.compile import CompiledKernel
@@ -220,9 +221,11 @@ def test_no_kernel_spills_on_hopper(path: Path, dtype: str, compilers: Compilers
 
 def in_one_kernel(found: KernelPlan) -> KernelPlan:
     """The plan with one kernel for all gradients where there may be one, in tiles whose sums fit
-    into registers."""
-    width = found.request.head_dim
-    request = replace(found.request, deterministic=False)
+    into registers: wide heads leave none for long masks, lookups and boxes."""
+    width, request = found.request.head_dim, replace(found.request, deterministic=False)
+    is_long = work_of(found.value, found.program.mask) in ("tables", "dots")
+    if width > 64 and (is_long or request.order == "boxes"):
+        return found
     config = Config(32 if width <= 96 else 16, 128, 8, 2)
     sizes = replace(table_sizes(found.program, request), backward_fused=config)
     return plan(found.program, replace(request, sizes=sizes))
