@@ -37,7 +37,8 @@ from tests.codegen.compilers import (  # noqa: E402
 VERSION = metadata.version("triton")
 FOLDER = Path(__file__).parents[2] / "examples"
 RECORD = Path(__file__).with_suffix(".json")
-MOST_SPILLED = 32  # bytes of a thread, outside its loop over full tiles: they are moved once
+# Bytes of a thread outside its loop over full tiles, moved once: Triton 3.9 has 24, 3.6 has 64.
+MOST_SPILLED = 64
 GROWTH = 1.03  # times the recorded count of instructions in the loop over full tiles
 NARROW = "decode"  # kernels with tiles of 16 rows, where `wgmma` takes 64
 FIGURES = ("registers", "shared_bytes", "wgmma", "tma", "full_loop", "partial_loop")
