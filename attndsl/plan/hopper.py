@@ -53,9 +53,9 @@ def described(rows: int, columns: int, warps: int, stages: int) -> Config:
 
 # (widest head dimension, forward, backward_dq and backward_dkv), by kind. Measured on an H200 in
 # bf16 with Triton 3.6.0 on 2026-11-20 (docs/performance.md): the fastest at 16k tokens, or one that
-# is within 3 % and also fast at others. Programs of four warps share a multiprocessor: one computes
-# weights while another multiplies. Making a descriptor takes about a microsecond, which few tiles
-# do not give back.
+# is within 3 % (backward_dq of long pairs at 64: 7 %) and also fast for other masks. Programs of
+# four warps share a multiprocessor: one computes weights while another multiplies. Making a
+# descriptor takes about a microsecond, which few tiles do not give back.
 TABLE: dict[Kind, tuple[tuple[int, Row], ...]] = {
     "bare": (
         (64, (described(64, 128, 4, 2), described(64, 64, 4, 2), described(64, 64, 4, 3))),

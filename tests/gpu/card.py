@@ -105,7 +105,7 @@ def main() -> int:
     beside = {
         "tests": [sys.executable, *PYTEST, "-n", str(options.processes), "-k", TESTS],
         **{
-            tool: ["compute-sanitizer", "--tool", tool, "--kernel-name", "kns=ward"]
+            tool: ["compute-sanitizer", "--tool", tool, "--kernel-regex", "kns=ward"]
             + ["--error-exitcode", "9", sys.executable, *PYTEST, "-k", chosen]
             for tool, chosen in CHECKED.items()
             if shutil.which("compute-sanitizer")
